@@ -1,0 +1,1 @@
+//! The real binaries and the real programs in network namespaces with firewalls.
