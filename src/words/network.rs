@@ -69,7 +69,7 @@ impl Network {
 
 impl Statement for Network {
     const KIND: Kind = Kind::Master;
-    const MAX_BYTES: usize = 32 * 1024;
+    const MAX_BYTES: usize = 3800; // fits one control record of four parts
 
     fn check(&self) -> Result<(), SignedError> {
         if self.masters.is_empty() || self.masters.len() > MAX_MASTERS {

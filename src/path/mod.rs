@@ -1,0 +1,3 @@
+//! Which way to reach one peer: routes, candidates, probes, choice.
+
+pub mod route;

@@ -1,0 +1,8 @@
+//! What travels: message headers, views of IP packets, control records and their parts, the relay prefix.
+//!
+//! Decoders of hostile bytes: everything is bounded and checked, nothing panics. No state but [`parts::Assembler`].
+
+pub mod ip;
+pub mod parts;
+pub mod record;
+pub mod relay;
