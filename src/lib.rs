@@ -2,5 +2,6 @@
 pub mod api;
 pub mod node;
 pub mod path;
+pub mod tunnel;
 pub mod wire;
 pub mod words;

@@ -3,6 +3,7 @@
 //! Decoders of hostile bytes: everything is bounded and checked, nothing panics. No state but [`parts::Assembler`].
 
 pub mod ip;
+pub mod message;
 pub mod parts;
 pub mod record;
 pub mod relay;

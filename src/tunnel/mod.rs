@@ -1,0 +1,759 @@
+//! One peer's WireGuard state: a facade over boringtun's `Tunn`, and the gate in front of handshakes.
+//!
+//! It owns the handshake, the sessions and their deadlines. It does not know routes, certificates or what is sealed.
+//!
+//! # Theory of operation
+//!
+//! 1. [`Tunnel::seal`] without a session stages the packet and starts a handshake; [`Tunnel::initiate`] starts one
+//!    anyway. [`REKEY_TIMEOUT`] passes between initiations, whoever asks; [`REKEY_ATTEMPT_TIME`] after the first the
+//!    attempt is given up and [`Sink::expired`] is said.
+//! 2. The initiator is *established* by the response, the responder by the first transport data under the new keys
+//!    ([`Sink::established`]): until then it sends nothing but the response. Staged packets follow at once.
+//! 3. The initiator makes new keys when it sends under keys older than [`REKEY_AFTER_TIME`], or receives under keys
+//!    about to reach [`REJECT_AFTER_TIME`]. Data that is not answered by data is answered by a keepalive after
+//!    [`KEEPALIVE_TIMEOUT`]; data that nothing comes back for starts a handshake, [`REKEY_TIMEOUT`] later than that.
+//! 4. Three times [`REJECT_AFTER_TIME`] after the last keys everything is erased; the tunnel can be used again.
+//!
+//! # How boringtun is kept well
+//!
+//! - It reads the clock in `update_timers` alone and stamps everything else with that reading, and a session stamped
+//!   long ago is deleted at once. So that call comes before every `encapsulate` and `decapsulate`, unless the reading is
+//!   younger than [`TICK`].
+//! - It has no next deadline. The [`Timer`]s here are set by the same events as in WireGuard's own `timers.c`; when one
+//!   is due, boringtun is asked first and then, if it did not act, told.
+//! - It gives a handshake up because of what was before it (no keys for 540 s, one second after an idle tunnel has
+//!   begun a handshake): that is noticed, and the handshake is begun again.
+//! - It panics when a datagram is larger than the buffer for its content, and can overflow near the last counter: both
+//!   are refused before it sees them. Its queue of packets is never used but by its own keepalives.
+//! - Its handshake timestamps come from the wall clock at the time of [`Tunnel::new`] plus the time since, so they
+//!   never step back within one `Tunnel`. They do across a restart if the wall clock was set back in between: peers then
+//!   refuse our initiations ([`Sink::wrong_timestamp`] over there) until the clock has caught up, and must initiate
+//!   themselves, back to where the refused initiation came from. Nothing here can give boringtun a later stamp.
+
+pub mod deadlines;
+pub mod gate;
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use boringtun::{
+    noise::{
+        Packet, Tunn, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon,
+        rate_limiter::RateLimiter,
+    },
+    x25519::{PublicKey, StaticSecret},
+};
+
+use crate::{
+    wire::message::{DATA_OVERHEAD, INITIATION_LEN, Message, TYPE_DATA, TYPE_INITIATION},
+    words::{
+        key::{TransportKey, TransportSecret},
+        time::Now,
+    },
+};
+
+use deadlines::Deadlines;
+pub use deadlines::{
+    KEEPALIVE_TIMEOUT, REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_ATTEMPT_TIME, REKEY_TIMEOUT,
+    Timer,
+};
+
+/// Packets staged for a session at most; the oldest is dropped first. What a TCP window of 180 KB would send.
+pub const STAGED_MAX: usize = 128;
+/// Bytes staged at most: 128 packets of an ordinary MTU.
+pub const STAGED_BYTES_MAX: usize = 192 * 1024;
+/// The largest packet that can be sealed: one UDP datagram (IPv6's limit, 65,535 less its header) less our overhead.
+pub const PACKET_MAX: usize = 65_535 - 8 - DATA_OVERHEAD;
+/// Session indexes have 24 bits for the tunnel and 8 for the session; boringtun shifts them so.
+pub const INDEX_MAX: u32 = (1 << 24) - 1;
+
+/// How old boringtun's reading of the clock may be. Its own device reads it this often. Were it read before *every*
+/// packet, boringtun would take the packet before for unanswered, after each silence of 15 s, and start a handshake.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// boringtun counts its sessions modulo this, by the low bits of the index.
+const SESSIONS: usize = 8;
+/// Counters from here on are refused: boringtun adds to them without care (WireGuard §6.1 rejects only the last 2^13).
+const COUNTER_END: u64 = 1 << 63;
+/// boringtun's clock is read after ours: deadlines at which it must have acted by itself are looked at again so much later.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Longer than boringtun's own queue: so many times is it asked to drain it.
+const QUEUE_MAX: usize = 512;
+
+/// Why a datagram did nothing, or not all that it could have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TunnelError {
+    /// Not one of WireGuard's messages, or larger than any can be.
+    #[error("not a WireGuard message")]
+    Malformed,
+    /// It names no session of this tunnel, or none that still lives.
+    #[error("no such session")]
+    NoSession,
+    /// It answers no handshake of ours.
+    #[error("not an answer to anything asked")]
+    Unexpected,
+    /// Its seal does not open: forged, damaged, or under other keys.
+    #[error("the seal does not open")]
+    Unauthentic,
+    /// Its counter was seen before or is too old.
+    #[error("seen before")]
+    Replayed,
+    /// An initiation by another static key than this peer's.
+    #[error("another node's key")]
+    WrongKey,
+    /// An initiation that is not younger than the last one: a replay, or the peer's clock went back.
+    #[error("the initiation is not younger than the last")]
+    WrongTimestamp,
+    /// The same initiation again: the network doubled it.
+    #[error("the same initiation again")]
+    Duplicate,
+    /// Opened (so the peer lives), but what was sealed is not an IP packet.
+    #[error("what was sealed is not an IP packet")]
+    NotIp,
+    /// boringtun said something that it cannot say here.
+    #[error("unexpected state of the tunnel")]
+    Internal,
+}
+
+impl From<WireGuardError> for TunnelError {
+    fn from(error: WireGuardError) -> Self {
+        match error {
+            WireGuardError::IncorrectPacketLength
+            | WireGuardError::WrongPacketType
+            | WireGuardError::InvalidPacket
+            | WireGuardError::InvalidTai64nTimestamp => Self::Malformed,
+            WireGuardError::NoCurrentSession
+            | WireGuardError::WrongIndex
+            | WireGuardError::ConnectionExpired => Self::NoSession,
+            WireGuardError::UnexpectedPacket => Self::Unexpected,
+            WireGuardError::InvalidMac | WireGuardError::InvalidAeadTag => Self::Unauthentic,
+            WireGuardError::InvalidCounter | WireGuardError::DuplicateCounter => Self::Replayed,
+            WireGuardError::WrongKey => Self::WrongKey,
+            WireGuardError::WrongTai64nTimestamp => Self::WrongTimestamp,
+            WireGuardError::DestinationBufferTooSmall
+            | WireGuardError::LockFailed
+            | WireGuardError::UnderLoad => Self::Internal,
+        }
+    }
+}
+
+/// Where a tunnel puts what comes of a call. Appended to; the caller drains it and resets the flags.
+///
+/// Of the datagrams, a response (first byte 2) goes back to where the initiation came from, since an initiation alone
+/// never changes a route; all others go over the peer's route.
+#[derive(Debug, Default)]
+pub struct Sink {
+    /// Datagrams to send to the peer, in order, each with its message header.
+    pub datagrams: Vec<Vec<u8>>,
+    /// Opened IP packets, control records among them, cut to the length that their header says.
+    pub packets: Vec<Vec<u8>>,
+    /// A handshake is complete: what is sealed from now on goes under new keys. Also said when keys are renewed.
+    pub established: bool,
+    /// Transport data was opened, a keepalive perhaps: the peer lives, and was where this datagram came from.
+    pub opened: bool,
+    /// A true initiation of the peer was older than one already seen: its clock went back, or this is a replay. The
+    /// caller answers with [`Tunnel::initiate`], which happens at most once in [`REKEY_TIMEOUT`].
+    pub wrong_timestamp: bool,
+    /// The peer did not answer for [`REKEY_ATTEMPT_TIME`]; what was staged is dropped and nothing more is tried.
+    pub expired: bool,
+}
+
+/// What became of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sealed {
+    /// It is in [`Sink::datagrams`].
+    Sent,
+    /// It waits for a session.
+    Staged,
+    /// It is longer than [`PACKET_MAX`].
+    TooLarge,
+}
+
+/// One peer's WireGuard state. About 11 KB, on the heap.
+pub struct Tunnel {
+    tunn: Box<Tunn>,
+    peer: TransportKey,
+    index: u32,
+    deadlines: Deadlines,
+    /// When boringtun last read its clock.
+    ticked: Option<Instant>,
+    /// Mirrors boringtun's ring of sessions.
+    sessions: [Option<Session>; SESSIONS],
+    /// The handshake that we have begun and nobody has answered.
+    attempt: Option<Attempt>,
+    /// When the newest keys were made, by whichever side began; `None` after everything was erased.
+    newest: Option<Newest>,
+    /// The ephemeral key of the last initiation that was accepted.
+    last_seen_initiation: Option<[u8; 32]>,
+    last_initiation: Option<Instant>,
+    last_established: Option<Instant>,
+    last_received: Option<Instant>,
+    keepalive: Option<Duration>,
+    staged: VecDeque<Vec<u8>>,
+    staged_bytes: usize,
+    expired: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Session {
+    index: u32,
+    made: Instant,
+    confirmed: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    index: u32,
+    began: Instant,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    made: Instant,
+    initiator: bool,
+}
+
+impl Tunnel {
+    /// A tunnel of the holder of `secret` with `peer`. `index` (24 bits; higher ones are cut off) must be no other
+    /// tunnel's: [`Self::receives`] finds a tunnel by it. Sends nothing yet.
+    pub fn new(secret: &TransportSecret, peer: &TransportKey, index: u32, now: Now) -> Self {
+        let index = index & INDEX_MAX;
+        let secret = StaticSecret::from(*secret.expose());
+        // Handshakes have passed the gate: a limit here would count them twice, and this one is shared with nobody.
+        let unlimited = Arc::new(RateLimiter::new(&PublicKey::from(&secret), u64::MAX));
+        let peer_key = PublicKey::from(peer.0);
+        let mut deadlines = Deadlines::default();
+        deadlines.set(Timer::Forget, now.instant + 3 * REJECT_AFTER_TIME);
+        Self {
+            tunn: Box::new(Tunn::new(secret, peer_key, None, None, index, Some(unlimited))),
+            peer: *peer,
+            index,
+            deadlines,
+            ticked: None,
+            sessions: [None; SESSIONS],
+            attempt: None,
+            newest: None,
+            last_seen_initiation: None,
+            last_initiation: None,
+            last_established: None,
+            last_received: None,
+            keepalive: None,
+            staged: VecDeque::new(),
+            staged_bytes: 0,
+            expired: false,
+        }
+    }
+
+    /// Sends a keepalive whenever `every` has passed without a datagram either way (`None`: never), so that a NAT does
+    /// not forget us; starts handshakes for it if there is no session. Whole seconds above zero make sense.
+    pub fn set_keepalive(&mut self, every: Option<Duration>, now: Now) {
+        self.keepalive = every.filter(|every| !every.is_zero());
+        self.deadlines.stop(Timer::Persistent);
+        self.arm_persistent(now.instant);
+    }
+
+    /// Takes a handshake message, cookie reply or transport data that came for this tunnel. Handshake messages have
+    /// passed the [`gate::Gate`] before. Whatever the result, `out` may have been appended to.
+    ///
+    /// # Errors
+    /// [`TunnelError`]: why the datagram did not do what its type says. Nothing needs to be done about it, but count it.
+    pub fn handle_datagram(
+        &mut self,
+        datagram: &[u8],
+        now: Now,
+        out: &mut Sink,
+    ) -> Result<(), TunnelError> {
+        if datagram.len() > PACKET_MAX + DATA_OVERHEAD {
+            return Err(TunnelError::Malformed);
+        }
+        let message = Message::parse(datagram).map_err(|_| TunnelError::Malformed)?;
+        if message.receiver().is_some_and(|receiver| !self.receives(receiver)) {
+            return Err(TunnelError::NoSession);
+        }
+        match message {
+            Message::Relay { .. } => return Err(TunnelError::Malformed),
+            Message::Data { counter: COUNTER_END.., .. } => return Err(TunnelError::Replayed),
+            Message::Initiation { .. } if self.last_seen_initiation == ephemeral(datagram) => {
+                return Err(TunnelError::Duplicate);
+            }
+            Message::Initiation { .. }
+            | Message::Response { .. }
+            | Message::CookieReply { .. }
+            | Message::Data { .. } => {}
+        }
+        self.tick(now, out);
+        let mut buffer = vec![0; datagram.len().max(INITIATION_LEN)];
+        let result = match self.tunn.decapsulate(None, datagram, &mut buffer) {
+            TunnResult::Done => Ok(None),
+            TunnResult::WriteToNetwork(datagram) => Ok(Some((datagram.len(), false))),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Ok(Some((packet.len(), true)))
+            }
+            TunnResult::Err(error) => Err(error),
+        };
+        let result = match (message, result) {
+            // The header was read above, so here it is what was sealed that boringtun does not know.
+            (Message::Data { receiver, .. }, Err(WireGuardError::InvalidPacket)) => {
+                self.opened(receiver, false, now, out);
+                Err(TunnelError::NotIp)
+            }
+            (_, Err(error)) => {
+                let error = TunnelError::from(error);
+                out.wrong_timestamp |= error == TunnelError::WrongTimestamp;
+                Err(error)
+            }
+            (Message::Data { receiver, .. }, Ok(None)) => {
+                self.opened(receiver, false, now, out);
+                Ok(())
+            }
+            (Message::Data { receiver, .. }, Ok(Some((len, true)))) => {
+                self.opened(receiver, true, now, out);
+                buffer.truncate(len);
+                out.packets.push(buffer);
+                Ok(())
+            }
+            (Message::Initiation { .. }, Ok(Some((len, false)))) => {
+                buffer.truncate(len);
+                self.last_seen_initiation = ephemeral(datagram);
+                self.responded(&buffer, now);
+                out.datagrams.push(buffer);
+                Ok(())
+            }
+            (Message::Response { receiver, .. }, Ok(Some((len, false)))) => {
+                buffer.truncate(len);
+                self.answered(receiver, now, out);
+                self.push(buffer, now, out);
+                Ok(())
+            }
+            (Message::CookieReply { .. }, Ok(None)) => Ok(()),
+            (
+                Message::Initiation { .. }
+                | Message::Response { .. }
+                | Message::CookieReply { .. }
+                | Message::Data { .. }
+                | Message::Relay { .. },
+                Ok(_),
+            ) => Err(TunnelError::Internal),
+        };
+        if out.established && self.is_established() {
+            self.flush(now, out);
+        }
+        result
+    }
+
+    /// Seals one packet: an IP packet of either version, or nothing for a keepalive. Without a session the packet is
+    /// staged (oldest dropped) and a handshake is started.
+    ///
+    /// Staged packets go to whoever holds the peer's *key*. So the caller seals IP packets only while
+    /// [`Self::is_established`] and both sides have accepted, and keeps them itself until then; control records may wait here.
+    pub fn seal(&mut self, packet: &[u8], now: Now, out: &mut Sink) -> Sealed {
+        if packet.len() > PACKET_MAX {
+            return Sealed::TooLarge;
+        }
+        self.tick(now, out);
+        if self.is_established() {
+            self.encapsulate(packet, now, out);
+            return Sealed::Sent;
+        }
+        self.stage(packet);
+        match self.waits_for_confirmation() {
+            Some(made) => self.deadlines.start(Timer::Confirm, made + REKEY_TIMEOUT),
+            None => self.initiate_if_idle(now, out),
+        }
+        Sealed::Staged
+    }
+
+    /// Begins a new handshake whatever the state, unless an initiation was sent less than [`REKEY_TIMEOUT`] ago.
+    /// For a peer whose clock went back, after a restart, and for a peer that a new route has been found to.
+    pub fn initiate(&mut self, now: Now, out: &mut Sink) {
+        self.tick(now, out);
+        let since = self.last_initiation.map(|at| now.instant.saturating_duration_since(at));
+        if since.is_none_or(|since| since >= REKEY_TIMEOUT) {
+            self.send_initiation(now, out);
+        }
+    }
+
+    /// Does what is due; a late call does it late, and nothing is lost. Does nothing when nothing is due.
+    pub fn handle_timeout(&mut self, now: Now, out: &mut Sink) {
+        if !self.deadlines.any_due(now.instant) {
+            return;
+        }
+        // boringtun first: what it does moves our deadlines as well.
+        self.tick(now, out);
+        for timer in Timer::VALUES {
+            if !self.deadlines.take_due(timer, now.instant) {
+                continue;
+            }
+            match timer {
+                Timer::Retransmit => self.send_initiation(now, out),
+                Timer::RekeyAfterSend
+                | Timer::RekeyAfterReceive
+                | Timer::Silence
+                | Timer::Confirm => self.initiate_if_idle(now, out),
+                Timer::Keepalive => {
+                    if self.is_established() {
+                        self.encapsulate(&[], now, out);
+                    }
+                }
+                Timer::Persistent => {
+                    if self.is_established() {
+                        self.encapsulate(&[], now, out);
+                    } else {
+                        self.initiate_if_idle(now, out);
+                    }
+                    self.arm_persistent(now.instant);
+                }
+                // boringtun erases by itself, on its own clock: if it has not yet, its clock was read later than ours.
+                Timer::GiveUp | Timer::Forget => self.deadlines.set(timer, now.instant + AGAIN),
+                Timer::Reject => {
+                    if self.tunn.time_since_last_handshake().is_some() {
+                        self.deadlines.set(timer, now.instant + AGAIN);
+                    }
+                }
+            }
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`] next; never in the past once it has been called.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        self.next_deadline().map(|(at, _)| at)
+    }
+
+    /// The same, with what will be due then.
+    pub fn next_deadline(&self) -> Option<(Instant, Timer)> {
+        self.deadlines.next()
+    }
+
+    /// Whether packets are sealed at once: there are keys, and the peer has shown that it has them too.
+    pub fn is_established(&self) -> bool {
+        self.tunn.time_since_last_handshake().is_some()
+            && self.sessions.iter().flatten().any(|session| session.confirmed)
+    }
+
+    /// Whether nothing is left that a later message could refer to: no keys, and no handshake begun. Such a tunnel may be
+    /// dropped or used again; dropping it forgets the peer's last timestamp, so old initiations will be answered again.
+    pub fn is_expired(&self) -> bool {
+        self.expired
+    }
+
+    /// When a handshake was last completed, however it ended since.
+    pub fn last_established(&self) -> Option<Instant> {
+        self.last_established
+    }
+
+    /// When transport data or a response was last opened.
+    pub fn last_received(&self) -> Option<Instant> {
+        self.last_received
+    }
+
+    /// How long the last handshake that we began took to be answered.
+    pub fn handshake_round_trip(&self) -> Option<Duration> {
+        let (_, _, _, _, milliseconds) = self.tunn.stats();
+        milliseconds.map(|milliseconds| Duration::from_millis(milliseconds.into()))
+    }
+
+    /// The peer's static key.
+    pub fn peer(&self) -> TransportKey {
+        self.peer
+    }
+
+    /// The 24-bit index given to [`Self::new`].
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Whether a message with this receiver index is for this tunnel.
+    pub fn receives(&self, receiver: u32) -> bool {
+        receiver >> 8 == self.index
+    }
+
+    // ---- what boringtun did
+
+    /// Lets boringtun read its clock and do what it finds due, unless it has just done so and nothing is.
+    fn tick(&mut self, now: Now, out: &mut Sink) {
+        let fresh = |at: Instant| now.instant.saturating_duration_since(at) < TICK;
+        if self.ticked.is_some_and(fresh) && !self.deadlines.any_due(now.instant) {
+            return;
+        }
+        self.ticked = Some(now.instant);
+        for session in &mut self.sessions {
+            let old = |made| now.instant.saturating_duration_since(made) > REJECT_AFTER_TIME;
+            if session.is_some_and(|session| old(session.made)) {
+                *session = None;
+            }
+        }
+        let mut buffer = vec![0; INITIATION_LEN];
+        let len = match self.tunn.update_timers(&mut buffer) {
+            TunnResult::WriteToNetwork(datagram) => datagram.len(),
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.erased(now, out);
+                return;
+            }
+            TunnResult::Done
+            | TunnResult::Err(_)
+            | TunnResult::WriteToTunnelV4(..)
+            | TunnResult::WriteToTunnelV6(..) => return,
+        };
+        buffer.truncate(len);
+        self.push(buffer, now, out);
+    }
+
+    /// boringtun has erased all it had: nobody answered, or there were no new keys for too long.
+    fn erased(&mut self, now: Now, out: &mut Sink) {
+        if self.expired {
+            return;
+        }
+        let attempt = self.attempt.take();
+        self.expired = true;
+        self.newest = None;
+        self.sessions = [None; SESSIONS];
+        self.deadlines.stop_all();
+        self.arm_persistent(now.instant);
+        let young = |attempt: Attempt| {
+            now.instant.saturating_duration_since(attempt.began) + AGAIN < REKEY_ATTEMPT_TIME
+        };
+        if attempt.is_some_and(young) {
+            // Not this handshake is too old but what was before it.
+            self.send_initiation(now, out);
+            return;
+        }
+        out.expired |= attempt.is_some();
+        self.staged.clear();
+        self.staged_bytes = 0;
+    }
+
+    /// A response was made: new keys, which the initiator has yet to use.
+    fn responded(&mut self, response: &[u8], now: Now) {
+        self.attempt = None;
+        self.deadlines.stop(Timer::Retransmit);
+        self.deadlines.stop(Timer::GiveUp);
+        self.made_keys(sender(response), false, now);
+        self.sent_authenticated(now);
+    }
+
+    /// A response to our initiation `index` was accepted.
+    fn answered(&mut self, index: u32, now: Now, out: &mut Sink) {
+        // A late answer to the initiation before leaves the newest one waiting.
+        if self.attempt.is_some_and(|attempt| attempt.index == index) {
+            self.attempt = None;
+            self.deadlines.stop(Timer::Retransmit);
+            self.deadlines.stop(Timer::GiveUp);
+        }
+        self.made_keys(index, true, now);
+        self.received_authenticated(now);
+        self.established(now, out);
+    }
+
+    fn made_keys(&mut self, index: u32, initiator: bool, now: Now) {
+        let made = now.instant;
+        self.sessions[index as usize % SESSIONS] =
+            Some(Session { index, made, confirmed: initiator });
+        self.newest = Some(Newest { made, initiator });
+        self.expired = false;
+        self.deadlines.stop(Timer::RekeyAfterSend);
+        self.deadlines.stop(Timer::RekeyAfterReceive);
+        self.deadlines.set(Timer::Reject, made + REJECT_AFTER_TIME);
+        self.deadlines.set(Timer::Forget, made + 3 * REJECT_AFTER_TIME);
+    }
+
+    fn established(&mut self, now: Now, out: &mut Sink) {
+        self.last_established = Some(now.instant);
+        self.deadlines.stop(Timer::Confirm);
+        out.established = true;
+    }
+
+    /// Transport data under our session `receiver` was opened, `data` if it was more than a keepalive.
+    fn opened(&mut self, receiver: u32, data: bool, now: Now, out: &mut Sink) {
+        out.opened = true;
+        self.received_authenticated(now);
+        let session = self.sessions[receiver as usize % SESSIONS].as_mut();
+        if let Some(session) = session.filter(|session| session.index == receiver)
+            && !session.confirmed
+        {
+            session.confirmed = true;
+            self.established(now, out);
+        }
+        if !data {
+            return;
+        }
+        self.deadlines.start(Timer::Keepalive, now.instant + KEEPALIVE_TIMEOUT);
+        if let Some(Newest { made, initiator: true }) = self.newest
+            && self.attempt.is_none()
+        {
+            let last_moment = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
+            self.deadlines.start(Timer::RekeyAfterReceive, made + last_moment);
+        }
+    }
+
+    fn received_authenticated(&mut self, now: Now) {
+        self.last_received = Some(now.instant);
+        self.deadlines.stop(Timer::Silence);
+        self.arm_persistent(now.instant);
+    }
+
+    fn sent_authenticated(&mut self, now: Now) {
+        self.deadlines.stop(Timer::Keepalive);
+        self.arm_persistent(now.instant);
+    }
+
+    fn arm_persistent(&mut self, now: Instant) {
+        if let Some(every) = self.keepalive {
+            self.deadlines.set(Timer::Persistent, now + every);
+        }
+    }
+
+    // ---- what boringtun is made to do
+
+    /// When the newest keys were made, if the peer made them and has not used them yet, and may still do so.
+    fn waits_for_confirmation(&self) -> Option<Instant> {
+        let last = self.last_initiation;
+        self.sessions
+            .iter()
+            .flatten()
+            .filter(|session| !session.confirmed && last.is_none_or(|last| last <= session.made))
+            .map(|session| session.made)
+            .max()
+    }
+
+    fn initiate_if_idle(&mut self, now: Now, out: &mut Sink) {
+        if self.attempt.is_none() {
+            self.send_initiation(now, out);
+        }
+    }
+
+    fn send_initiation(&mut self, now: Now, out: &mut Sink) {
+        let mut buffer = vec![0; INITIATION_LEN];
+        if let TunnResult::WriteToNetwork(datagram) =
+            self.tunn.format_handshake_initiation(&mut buffer, true)
+        {
+            let len = datagram.len();
+            buffer.truncate(len);
+            self.push(buffer, now, out);
+        }
+    }
+
+    fn encapsulate(&mut self, packet: &[u8], now: Now, out: &mut Sink) {
+        let mut buffer = vec![0; (packet.len() + DATA_OVERHEAD).max(INITIATION_LEN)];
+        if let TunnResult::WriteToNetwork(datagram) = self.tunn.encapsulate(packet, &mut buffer) {
+            let len = datagram.len();
+            buffer.truncate(len);
+            self.push(buffer, now, out);
+        }
+    }
+
+    /// Hands out an initiation or transport data, and sets the deadlines that follow from it.
+    fn push(&mut self, datagram: Vec<u8>, now: Now, out: &mut Sink) {
+        match datagram.first() {
+            Some(&TYPE_INITIATION) => self.initiated(sender(&datagram), now),
+            Some(&TYPE_DATA) if datagram.len() > DATA_OVERHEAD => {
+                self.deadlines
+                    .start(Timer::Silence, now.instant + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
+                if let Some(Newest { made, initiator: true }) = self.newest
+                    && self.attempt.is_none()
+                {
+                    self.deadlines.start(Timer::RekeyAfterSend, made + REKEY_AFTER_TIME);
+                }
+            }
+            Some(_) | None => {}
+        }
+        self.sent_authenticated(now);
+        out.datagrams.push(datagram);
+    }
+
+    fn initiated(&mut self, index: u32, now: Now) {
+        let began = self.attempt.map_or(now.instant, |attempt| attempt.began);
+        self.attempt = Some(Attempt { index, began });
+        self.last_initiation = Some(now.instant);
+        for timer in
+            [Timer::RekeyAfterSend, Timer::RekeyAfterReceive, Timer::Silence, Timer::Confirm]
+        {
+            self.deadlines.stop(timer);
+        }
+        self.deadlines.set(Timer::Retransmit, now.instant + REKEY_TIMEOUT);
+        self.deadlines.set(Timer::GiveUp, began + REKEY_ATTEMPT_TIME);
+        if self.expired {
+            // boringtun has begun to count anew.
+            self.expired = false;
+            self.deadlines.set(Timer::Forget, now.instant + 3 * REJECT_AFTER_TIME);
+        }
+    }
+
+    fn stage(&mut self, packet: &[u8]) {
+        self.staged_bytes += packet.len();
+        self.staged.push_back(packet.to_vec());
+        while self.staged.len() > STAGED_MAX || self.staged_bytes > STAGED_BYTES_MAX {
+            let Some(oldest) = self.staged.pop_front() else { break };
+            self.staged_bytes -= oldest.len();
+        }
+    }
+
+    /// Sends what waited for the session.
+    fn flush(&mut self, now: Now, out: &mut Sink) {
+        // Only keepalives of its own are ever in boringtun's queue; an empty datagram asks for the next one.
+        for _ in 0..QUEUE_MAX {
+            let mut buffer = vec![0; INITIATION_LEN];
+            let TunnResult::WriteToNetwork(datagram) =
+                self.tunn.decapsulate(None, &[], &mut buffer)
+            else {
+                break;
+            };
+            let len = datagram.len();
+            buffer.truncate(len);
+            self.push(buffer, now, out);
+        }
+        while self.is_established() {
+            let Some(packet) = self.staged.pop_front() else { break };
+            self.staged_bytes -= packet.len();
+            self.encapsulate(&packet, now, out);
+        }
+    }
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel")
+            .field("peer", &self.peer)
+            .field("index", &self.index)
+            .field("established", &self.is_established())
+            .field("staged", &self.staged.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whose initiation this is, before there is any tunnel: opens its static key, which proves nothing yet (the key's
+/// holder is proved by the first transport data). Costs one key agreement, so comes behind the gate.
+///
+/// # Errors
+/// [`TunnelError`]: not an initiation, not for the holder of `secret`, or a key of low order.
+pub fn anonymous(datagram: &[u8], secret: &TransportSecret) -> Result<TransportKey, TunnelError> {
+    let secret = StaticSecret::from(*secret.expose());
+    let public = PublicKey::from(&secret);
+    match Tunn::parse_incoming_packet(datagram)? {
+        Packet::HandshakeInit(initiation) => {
+            let half = parse_handshake_anon(&secret, &public, &initiation)?;
+            let key = TransportKey(half.peer_static_public);
+            key.check().map_err(|_| TunnelError::WrongKey)?;
+            Ok(key)
+        }
+        Packet::HandshakeResponse(_) | Packet::PacketCookieReply(_) | Packet::PacketData(_) => {
+            Err(TunnelError::Malformed)
+        }
+    }
+}
+
+/// The ephemeral key in an initiation: never the same in two of them.
+fn ephemeral(initiation: &[u8]) -> Option<[u8; 32]> {
+    initiation.get(8..)?.first_chunk().copied()
+}
+
+/// The sender index of an initiation or response that boringtun made.
+fn sender(message: &[u8]) -> u32 {
+    message.get(4..).and_then(|rest| rest.first_chunk().copied()).map_or(0, u32::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests;
