@@ -210,7 +210,7 @@ mod tests {
     fn message(kind: u8, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         bytes[0] = kind;
-        for (byte, value) in bytes[4..].iter_mut().zip(1..) {
+        for (byte, value) in bytes[4..].iter_mut().zip((1..=u8::MAX).cycle()) {
             *byte = value;
         }
         bytes
