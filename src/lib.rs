@@ -1,5 +1,6 @@
 //! clusternet: a rootless, userspace, encrypted virtual LAN for cluster nodes.
 pub mod api;
+pub mod config;
 pub mod node;
 pub mod path;
 pub mod tunnel;

@@ -13,6 +13,9 @@ pub enum KeyError {
     /// Not 32 bytes of standard base64 (44 characters).
     #[error("a key is 32 bytes in base64 (44 characters, the last one `=`)")]
     Encoding,
+    /// Not 64 bytes of standard base64 (88 characters).
+    #[error("a signature is 64 bytes in base64 (88 characters, the last two `==`)")]
+    Signature,
     /// An X25519 point of low order: its shared secrets are known to everybody.
     #[error(
         "this X25519 key is a point of low order: every secret made with it would be known to everybody"
@@ -79,6 +82,20 @@ public_key_text!(TransportKey);
 /// An Ed25519 signature, 64 bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Signature(pub [u8; 64]);
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode(self.0))
+    }
+}
+
+impl std::str::FromStr for Signature {
+    type Err = KeyError;
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let bytes = STANDARD.decode(text.trim()).map_err(|_| KeyError::Signature)?;
+        <[u8; 64]>::try_from(bytes.as_slice()).map(Self).map_err(|_| KeyError::Signature)
+    }
+}
 
 impl fmt::Debug for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -79,6 +79,25 @@ impl Statement for Network {
         {
             return Err(SignedError::Invalid("a master has 1 to 8 endpoints"));
         }
+        let twice = |a: &Master, b: &Master| {
+            a.name == b.name
+                || a.number == b.number
+                || a.transport == b.transport
+                || a.host == b.host
+        };
+        if self
+            .masters
+            .iter()
+            .enumerate()
+            .any(|(n, a)| self.masters[..n].iter().any(|b| twice(a, b)))
+        {
+            return Err(SignedError::Invalid("two masters share a name, a number or a key"));
+        }
+        if self.masters.iter().any(|m| m.number.ipv4(&self.ipv4).is_none()) {
+            return Err(SignedError::Invalid(
+                "a master's number has no address in the IPv4 network",
+            ));
+        }
         if self.ipv4.prefix_len() > 30 || self.ipv4.prefix_len() < 8 {
             return Err(SignedError::Invalid("the IPv4 network is not between /8 and /30"));
         }

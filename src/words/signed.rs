@@ -5,6 +5,9 @@
 //! (the Ed25519 host key also signs ssh exchange hashes). A decoder refuses left-over bytes and anything that does not
 //! re-encode to the same bytes, because postcard alone accepts overlong integers: one statement has one encoding.
 
+use std::{fmt, str::FromStr};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
@@ -69,6 +72,9 @@ pub enum SignedError {
     /// Written by a newer (or no) version of this program.
     #[error("of version {0}, which this program does not know")]
     Version(u8),
+    /// Not base64 of a signature and a statement.
+    #[error("not a signed statement in base64: cut off, or changed by an editor")]
+    Text,
     /// Not an encoding of such a statement, or not the only one.
     #[error("malformed")]
     Malformed,
@@ -90,9 +96,25 @@ pub struct RawSigned {
     pub signature: Signature,
 }
 
-impl std::fmt::Debug for RawSigned {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for RawSigned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RawSigned({} bytes, {:?})", self.bytes.len(), self.signature)
+    }
+}
+
+/// Signature, then bytes, in base64: how statements stand in files.
+impl fmt::Display for RawSigned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&STANDARD.encode([self.signature.0.as_slice(), &self.bytes].concat()))
+    }
+}
+
+impl FromStr for RawSigned {
+    type Err = SignedError;
+    fn from_str(text: &str) -> Result<Self, SignedError> {
+        let all = STANDARD.decode(text.trim()).map_err(|_| SignedError::Text)?;
+        let (signature, bytes) = all.split_first_chunk::<64>().ok_or(SignedError::Text)?;
+        Ok(Self { bytes: bytes.to_vec(), signature: Signature(*signature) })
     }
 }
 
@@ -154,6 +176,24 @@ impl<T: Statement> Signed<T> {
             return Err(SignedError::Signature);
         }
         Ok(Self { statement, raw: raw.clone() })
+    }
+
+    /// Puts a statement that was written in another form (`master.toml`) together with its signature.
+    ///
+    /// # Errors
+    /// [`SignedError`].
+    pub fn assemble(
+        statement: T,
+        signature: Signature,
+        network: &NetworkId,
+        key: &VerifyKey,
+    ) -> Result<Self, SignedError> {
+        Self::verify(&RawSigned { bytes: encode(&statement), signature }, network, key)
+    }
+
+    /// The statement alone.
+    pub fn statement(&self) -> &T {
+        &self.statement
     }
 
     /// As it was received.

@@ -19,6 +19,11 @@ impl Timestamp {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
+    /// The whole second it falls in: dates that are written in files have no smaller part.
+    #[must_use]
+    pub fn whole_second(self) -> Self {
+        Self(self.0 - self.0 % 1000)
+    }
     /// Later by `by`, never past the end of time.
     #[must_use]
     pub fn plus(self, by: Duration) -> Self {
