@@ -1,0 +1,292 @@
+//! Runs the checks of one subject: by name, one after the other, on labs that many of them share.
+//!
+//! Stands in for libtest's `main`, speaks its command line as far as cargo and nextest use it
+//! (`--list --format terse`, `--exact`, `--skip`, `--ignored`, filters), and adds what it lacks: a
+//! fixture shared by the checks of a group and remade after one failed, a third outcome `skipped`
+//! with its reason, and an end for checks that hang.
+
+use std::any::Any;
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use crate::clock::now;
+use crate::{binaries, host_init};
+
+/// A check that has not ended by now never will; the slowest real one takes a quarter of this.
+const CHECK_LIMIT: Duration = Duration::from_secs(600);
+
+/// What every check says when it cannot make a lab.
+const NEEDS_ROOT: &str = "needs root to make network namespaces; run: sudo make test";
+
+/// One named check: a behaviour, in words, and the function that shows it.
+pub struct Check<F> {
+    name: &'static str,
+    run: fn(&mut F) -> Result<()>,
+}
+
+impl<F> Check<F> {
+    /// A check called `name` that `run` performs on the group's fixture.
+    pub const fn new(name: &'static str, run: fn(&mut F) -> Result<()>) -> Self {
+        Self { name, run }
+    }
+}
+
+/// The error by which a check says that it cannot run here, and why.
+#[derive(Debug)]
+struct Skipped(String);
+
+impl Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// What a check returns when it cannot run on this machine: `return skip("no /dev/kvm")`.
+///
+/// # Errors
+///
+/// Always: the error is the outcome.
+pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
+    Err(Skipped(reason.into()).into())
+}
+
+/// Checks that share one fixture.
+trait Runnable {
+    fn name(&self) -> &'static str;
+    fn checks(&self) -> Vec<&'static str>;
+    fn run(&mut self, check: usize) -> Result<()>;
+    fn forget_fixture(&mut self);
+}
+
+struct Group<F> {
+    name: &'static str,
+    make: fn() -> Result<F>,
+    checks: Vec<Check<F>>,
+    fixture: Option<F>,
+}
+
+impl<F> Runnable for Group<F> {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn checks(&self) -> Vec<&'static str> {
+        self.checks.iter().map(|check| check.name).collect()
+    }
+
+    fn run(&mut self, check: usize) -> Result<()> {
+        if self.fixture.is_none() {
+            self.fixture = Some((self.make)().map_err(|error| {
+                if error.is::<Skipped>() { error } else { error.context("make the lab") }
+            })?);
+        }
+        match &mut self.fixture {
+            Some(fixture) => (self.checks[check].run)(fixture),
+            None => Ok(()),
+        }
+    }
+
+    fn forget_fixture(&mut self) {
+        self.fixture = None;
+    }
+}
+
+/// The checks of one subject, in groups that each share a fixture.
+pub struct Suite {
+    groups: Vec<Box<dyn Runnable>>,
+}
+
+impl Suite {
+    /// An empty suite.
+    pub const fn new() -> Self {
+        Self { groups: Vec::new() }
+    }
+
+    /// Adds checks that run in this order on one fixture, made by `make` when the first of them
+    /// runs, dropped after the last, and made anew after one that failed.
+    #[must_use]
+    pub fn group<F: 'static>(
+        mut self,
+        name: &'static str,
+        make: fn() -> Result<F>,
+        checks: Vec<Check<F>>,
+    ) -> Self {
+        self.groups.push(Box::new(Group { name, make, checks, fixture: None }));
+        self
+    }
+
+    /// Runs what the command line asks for. This is the whole `main` of a test binary.
+    pub fn main(mut self) -> ExitCode {
+        if host_init::is_wanted() {
+            return host_init::main();
+        }
+        let arguments = Arguments::from_command_line();
+        if arguments.list {
+            return self.list(&arguments);
+        }
+        self.run_wanted(&arguments)
+    }
+
+    fn list(&self, arguments: &Arguments) -> ExitCode {
+        for group in self.groups.iter().filter(|_| !arguments.ignored) {
+            for check in group.checks() {
+                println!("{}::{check}: test", group.name());
+            }
+        }
+        ExitCode::SUCCESS
+    }
+
+    fn run_wanted(&mut self, arguments: &Arguments) -> ExitCode {
+        let started = now();
+        let root = nix::unistd::geteuid().is_root();
+        let mut failures: Vec<(String, String)> = Vec::new();
+        let (mut passed, mut skipped) = (0, Vec::new());
+        for group in &mut self.groups {
+            for (index, check) in group.checks().into_iter().enumerate() {
+                let name = format!("{}::{check}", group.name());
+                if !arguments.wants(&name) {
+                    continue;
+                }
+                let began = now();
+                let outcome = if root {
+                    let _watchdog = Watchdog::start(&name);
+                    binaries::build_once().and_then(|()| run_caught(group.as_mut(), index))
+                } else {
+                    skip(NEEDS_ROOT)
+                };
+                let took = began.elapsed().as_secs_f64();
+                match outcome {
+                    Ok(()) => {
+                        passed += 1;
+                        println!("test {name} ... ok ({took:.1} s)");
+                    }
+                    Err(error) if error.is::<Skipped>() => {
+                        println!("test {name} ... skipped: {error:#}");
+                        skipped.push(name);
+                    }
+                    Err(error) => {
+                        println!("test {name} ... FAILED ({took:.1} s)");
+                        let why = explain(&error);
+                        println!("{why}\n");
+                        failures.push((name, why));
+                        group.forget_fixture();
+                    }
+                }
+            }
+            group.forget_fixture();
+        }
+        if !failures.is_empty() {
+            println!("\nfailures:\n");
+            for (name, why) in &failures {
+                println!("---- {name} ----\n{why}\n");
+            }
+        }
+        println!(
+            "\ntest result: {}. {passed} passed; {} failed; {} skipped; finished in {:.0} s\n",
+            if failures.is_empty() { "ok" } else { "FAILED" },
+            failures.len(),
+            skipped.len(),
+            started.elapsed().as_secs_f64()
+        );
+        if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) }
+    }
+}
+
+impl Default for Suite {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Turns a panic of a check (a failed `assert!`) into its error, so that the others still run.
+fn run_caught(group: &mut dyn Runnable, check: usize) -> Result<()> {
+    catch_unwind(AssertUnwindSafe(|| group.run(check))).unwrap_or_else(|panic| {
+        Err(anyhow::anyhow!("the check panicked: {}", panic_message(panic.as_ref())))
+    })
+}
+
+/// The error with its causes and, where a backtrace was asked for, the lines of the test that led
+/// to it; the rest of a backtrace says nothing here.
+fn explain(error: &anyhow::Error) -> String {
+    let mut text = format!("{error:#}");
+    let backtrace = error.backtrace().to_string();
+    for line in backtrace.lines().filter(|line| line.contains("at ./tests/")) {
+        text += "\n   ";
+        text += line.trim();
+    }
+    text
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}
+
+/// Ends the whole test binary, and with it every host, when a check hangs.
+struct Watchdog {
+    _done: mpsc::Sender<()>,
+}
+
+impl Watchdog {
+    fn start(name: &str) -> Self {
+        let (done, ended) = mpsc::channel();
+        let name = name.to_owned();
+        std::thread::spawn(move || {
+            if ended.recv_timeout(CHECK_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("test {name} ... FAILED: still running after {CHECK_LIMIT:?}");
+                std::process::exit(101);
+            }
+        });
+        Self { _done: done }
+    }
+}
+
+/// The part of libtest's command line that cargo, nextest and people use.
+#[derive(Default)]
+struct Arguments {
+    list: bool,
+    exact: bool,
+    ignored: bool,
+    filters: Vec<String>,
+    skips: Vec<String>,
+}
+
+impl Arguments {
+    fn from_command_line() -> Self {
+        let mut found = Self::default();
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--list" => found.list = true,
+                "--exact" => found.exact = true,
+                "--ignored" => found.ignored = true,
+                "--skip" => found.skips.extend(words.next()),
+                "--test-threads" | "--format" | "--color" | "--logfile" | "-Z" => {
+                    words.next();
+                }
+                filter if !filter.starts_with('-') => found.filters.push(word),
+                _ => {} // Flags of libtest that change nothing here, such as --nocapture.
+            }
+        }
+        found
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        let matches = |pattern: &String| {
+            if self.exact { name == pattern } else { name.contains(pattern.as_str()) }
+        };
+        !self.ignored
+            && (self.filters.is_empty() || self.filters.iter().any(matches))
+            && !self.skips.iter().any(matches)
+    }
+}
