@@ -3,6 +3,7 @@ pub mod api;
 pub mod config;
 pub mod node;
 pub mod path;
+pub mod sys;
 pub mod tunnel;
 pub mod wire;
 pub mod words;
