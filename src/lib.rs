@@ -1,6 +1,7 @@
 //! clusternet: a rootless, userspace, encrypted virtual LAN for cluster nodes.
 pub mod api;
 pub mod config;
+pub mod dataplane;
 pub mod node;
 pub mod path;
 pub mod sys;
