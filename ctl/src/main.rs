@@ -4,7 +4,9 @@
 //! 3 no daemon; `run` answers with its command's own. A reader that goes away early (`| head`) is success.
 
 mod admin;
+mod clock;
 mod exit;
+mod keyfile;
 mod node;
 mod output;
 

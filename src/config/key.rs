@@ -61,8 +61,22 @@ pub struct KeyFile {
 pub struct Identity {
     /// The secrets.
     pub secrets: Secrets,
+    /// The network's authority.
+    pub authority: VerifyKey,
     /// Verified under the network's authority, valid, for these very keys.
     pub certificate: Signed<Certificate>,
+}
+
+impl Identity {
+    /// As a key file that needs nothing beside it: what the keeper holds.
+    pub fn key_file(&self) -> KeyFile {
+        let Self { secrets, authority, certificate } = self.clone();
+        KeyFile {
+            name: certificate.name.clone(),
+            secrets,
+            certificate: Some(CertFile { authority, certificate }),
+        }
+    }
 }
 
 /// Why a key file does not make its holder a member of a network.
@@ -168,7 +182,7 @@ impl KeyFile {
         if certificate.has_ended(now) {
             return Err(IdentityError::Expired(certificate.not_after, certificate.name.clone()));
         }
-        Ok(Identity { secrets: self.secrets.clone(), certificate })
+        Ok(Identity { secrets: self.secrets.clone(), authority: file.authority, certificate })
     }
 }
 

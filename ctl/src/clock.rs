@@ -1,0 +1,10 @@
+//! The one place where the command line reads the wall clock.
+#![allow(dead_code, reason = "join uses it next")]
+
+use clusternet::words::time::Timestamp;
+
+/// The time of day.
+#[expect(clippy::disallowed_methods, reason = "the shell's one reading of the wall clock")]
+pub(crate) fn wall() -> Timestamp {
+    Timestamp::from_system(std::time::SystemTime::now())
+}
