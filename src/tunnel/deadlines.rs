@@ -20,19 +20,19 @@ pub enum Timer {
     Retransmit = 0,
     /// When to give up a handshake that nobody answers (`REKEY_ATTEMPT_TIME` after its first initiation).
     GiveUp = 1,
-    /// When the initiator asks for new keys because data was sent under old ones (`REKEY_AFTER_TIME`).
+    /// When the initiator asks for new keys: at once when it has sent under old ones (`REKEY_AFTER_TIME`).
     RekeyAfterSend = 2,
-    /// When the initiator asks for new keys because data was received under keys about to be refused.
+    /// The same when it has received under keys that are about to be refused.
     RekeyAfterReceive = 3,
     /// When to start a handshake because data was sent and nothing came back.
     Silence = 4,
-    /// When to start a handshake of our own, since the peer who started one never used it and packets are staged.
+    /// When to start a handshake of our own (again), since the peer who started one has not used it.
     Confirm = 5,
     /// When to answer received data with a keepalive.
     Keepalive = 6,
     /// When to send a keepalive whatever happened, so that a NAT remembers us.
     Persistent = 7,
-    /// When the newest keys are refused (`REJECT_AFTER_TIME`): the tunnel is then no longer established.
+    /// When the oldest keys are to be refused (`REJECT_AFTER_TIME`); with the last ones the tunnel is not established.
     Reject = 8,
     /// When boringtun erases everything (three times `REJECT_AFTER_TIME` without new keys): the tunnel has expired.
     Forget = 9,

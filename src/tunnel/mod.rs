@@ -16,11 +16,14 @@
 //!
 //! # How boringtun is kept well
 //!
-//! - It reads the clock in `update_timers` alone and stamps everything else with that reading, and a session stamped
-//!   long ago is deleted at once. So that call comes before every `encapsulate` and `decapsulate`, unless the reading is
-//!   younger than [`TICK`].
-//! - It has no next deadline. The [`Timer`]s here are set by the same events as in WireGuard's own `timers.c`; when one
-//!   is due, boringtun is asked first and then, if it did not act, told.
+//! - It reads the clock in `update_timers` alone and stamps everything else with that reading; a session stamped long
+//!   ago is deleted at once. So that call comes immediately before every handshake message, in or out, and whenever keys
+//!   or a handshake reach their end, which is looked at before every packet. It does *not* come before every packet:
+//!   boringtun measures silence from the last datagram received, so after 15 idle seconds it would take each first packet
+//!   for unanswered at the second, and start a handshake for it.
+//! - It has no next deadline. The [`Timer`]s here are set by the same events as in WireGuard's own `timers.c`, and what
+//!   they ask for is done here; boringtun's own conditions seldom hold, since for it no time passes between handshakes.
+//! - Which session it seals with is mirrored, with the age of each, so that none is used past its end.
 //! - It gives a handshake up because of what was before it (no keys for 540 s, one second after an idle tunnel has
 //!   begun a handshake): that is noticed, and the handshake is begun again.
 //! - It panics when a datagram is larger than the buffer for its content, and can overflow near the last counter: both
@@ -70,10 +73,6 @@ pub const STAGED_BYTES_MAX: usize = 192 * 1024;
 pub const PACKET_MAX: usize = 65_535 - 8 - DATA_OVERHEAD;
 /// Session indexes have 24 bits for the tunnel and 8 for the session; boringtun shifts them so.
 pub const INDEX_MAX: u32 = (1 << 24) - 1;
-
-/// How old boringtun's reading of the clock may be. Its own device reads it this often. Were it read before *every*
-/// packet, boringtun would take the packet before for unanswered, after each silence of 15 s, and start a handshake.
-pub const TICK: Duration = Duration::from_millis(250);
 
 /// boringtun counts its sessions modulo this, by the low bits of the index.
 const SESSIONS: usize = 8;
@@ -179,10 +178,10 @@ pub struct Tunnel {
     peer: TransportKey,
     index: u32,
     deadlines: Deadlines,
-    /// When boringtun last read its clock.
-    ticked: Option<Instant>,
     /// Mirrors boringtun's ring of sessions.
     sessions: [Option<Session>; SESSIONS],
+    /// Mirrors which of them boringtun seals with: the index of the newest that the peer has shown to have.
+    current: Option<u32>,
     /// The handshake that we have begun and nobody has answered.
     attempt: Option<Attempt>,
     /// When the newest keys were made, by whichever side began; `None` after everything was erased.
@@ -233,8 +232,8 @@ impl Tunnel {
             peer: *peer,
             index,
             deadlines,
-            ticked: None,
             sessions: [None; SESSIONS],
+            current: None,
             attempt: None,
             newest: None,
             last_seen_initiation: None,
@@ -285,7 +284,18 @@ impl Tunnel {
             | Message::CookieReply { .. }
             | Message::Data { .. } => {}
         }
-        self.tick(now, out);
+        match message {
+            Message::Data { receiver, .. } => {
+                self.tick_if_due(now, out);
+                if self.session(receiver).is_none() {
+                    return Err(TunnelError::NoSession);
+                }
+            }
+            Message::Initiation { .. }
+            | Message::Response { .. }
+            | Message::CookieReply { .. }
+            | Message::Relay { .. } => self.tick(now, out),
+        }
         let mut buffer = vec![0; datagram.len().max(INITIATION_LEN)];
         let result = match self.tunn.decapsulate(None, datagram, &mut buffer) {
             TunnResult::Done => Ok(None),
@@ -354,7 +364,7 @@ impl Tunnel {
         if packet.len() > PACKET_MAX {
             return Sealed::TooLarge;
         }
-        self.tick(now, out);
+        self.tick_if_due(now, out);
         if self.is_established() {
             self.encapsulate(packet, now, out);
             return Sealed::Sent;
@@ -370,7 +380,7 @@ impl Tunnel {
     /// Begins a new handshake whatever the state, unless an initiation was sent less than [`REKEY_TIMEOUT`] ago.
     /// For a peer whose clock went back, after a restart, and for a peer that a new route has been found to.
     pub fn initiate(&mut self, now: Now, out: &mut Sink) {
-        self.tick(now, out);
+        self.tick_if_due(now, out);
         let since = self.last_initiation.map(|at| now.instant.saturating_duration_since(at));
         if since.is_none_or(|since| since >= REKEY_TIMEOUT) {
             self.send_initiation(now, out);
@@ -383,7 +393,7 @@ impl Tunnel {
             return;
         }
         // boringtun first: what it does moves our deadlines as well.
-        self.tick(now, out);
+        self.tick_if_due(now, out);
         for timer in Timer::VALUES {
             if !self.deadlines.take_due(timer, now.instant) {
                 continue;
@@ -407,13 +417,10 @@ impl Tunnel {
                     }
                     self.arm_persistent(now.instant);
                 }
-                // boringtun erases by itself, on its own clock: if it has not yet, its clock was read later than ours.
+                // boringtun erases by itself, on its own clock: if it has not yet, that clock was read later than ours.
                 Timer::GiveUp | Timer::Forget => self.deadlines.set(timer, now.instant + AGAIN),
-                Timer::Reject => {
-                    if self.tunn.time_since_last_handshake().is_some() {
-                        self.deadlines.set(timer, now.instant + AGAIN);
-                    }
-                }
+                // Has been seen to by `tick_if_due`.
+                Timer::Reject => self.arm_reject(),
             }
         }
     }
@@ -430,8 +437,8 @@ impl Tunnel {
 
     /// Whether packets are sealed at once: there are keys, and the peer has shown that it has them too.
     pub fn is_established(&self) -> bool {
-        self.tunn.time_since_last_handshake().is_some()
-            && self.sessions.iter().flatten().any(|session| session.confirmed)
+        self.current.and_then(|index| self.session(index)).is_some_and(|session| session.confirmed)
+            && self.tunn.time_since_last_handshake().is_some()
     }
 
     /// Whether nothing is left that a later message could refer to: no keys, and no handshake begun. Such a tunnel may be
@@ -473,19 +480,23 @@ impl Tunnel {
 
     // ---- what boringtun did
 
-    /// Lets boringtun read its clock and do what it finds due, unless it has just done so and nothing is.
-    fn tick(&mut self, now: Now, out: &mut Sink) {
-        let fresh = |at: Instant| now.instant.saturating_duration_since(at) < TICK;
-        if self.ticked.is_some_and(fresh) && !self.deadlines.any_due(now.instant) {
-            return;
+    /// Lets boringtun see to what ends: handshakes and keys.
+    fn tick_if_due(&mut self, now: Now, out: &mut Sink) {
+        let ends = [Timer::Retransmit, Timer::GiveUp, Timer::Reject, Timer::Forget];
+        if ends.iter().any(|timer| self.deadlines.is_due(*timer, now.instant)) {
+            self.tick(now, out);
         }
-        self.ticked = Some(now.instant);
+    }
+
+    /// Lets boringtun read its clock and do what it finds due.
+    fn tick(&mut self, now: Now, out: &mut Sink) {
         for session in &mut self.sessions {
-            let old = |made| now.instant.saturating_duration_since(made) > REJECT_AFTER_TIME;
+            let old = |made| now.instant.saturating_duration_since(made) >= REJECT_AFTER_TIME;
             if session.is_some_and(|session| old(session.made)) {
                 *session = None;
             }
         }
+        self.arm_reject();
         let mut buffer = vec![0; INITIATION_LEN];
         let len = match self.tunn.update_timers(&mut buffer) {
             TunnResult::WriteToNetwork(datagram) => datagram.len(),
@@ -511,6 +522,7 @@ impl Tunnel {
         self.expired = true;
         self.newest = None;
         self.sessions = [None; SESSIONS];
+        self.current = None;
         self.deadlines.stop_all();
         self.arm_persistent(now.instant);
         let young = |attempt: Attempt| {
@@ -528,7 +540,11 @@ impl Tunnel {
 
     /// A response was made: new keys, which the initiator has yet to use.
     fn responded(&mut self, response: &[u8], now: Now) {
-        self.attempt = None;
+        if self.attempt.take().is_some() || !self.staged.is_empty() {
+            // Both have initiated: boringtun repeats its own initiation no more, and if both responses are lost neither end
+            // would begin again.
+            self.deadlines.start(Timer::Confirm, now.instant + REKEY_TIMEOUT);
+        }
         self.deadlines.stop(Timer::Retransmit);
         self.deadlines.stop(Timer::GiveUp);
         self.made_keys(sender(response), false, now);
@@ -544,6 +560,7 @@ impl Tunnel {
             self.deadlines.stop(Timer::GiveUp);
         }
         self.made_keys(index, true, now);
+        self.make_current(index);
         self.received_authenticated(now);
         self.established(now, out);
     }
@@ -556,8 +573,27 @@ impl Tunnel {
         self.expired = false;
         self.deadlines.stop(Timer::RekeyAfterSend);
         self.deadlines.stop(Timer::RekeyAfterReceive);
-        self.deadlines.set(Timer::Reject, made + REJECT_AFTER_TIME);
         self.deadlines.set(Timer::Forget, made + 3 * REJECT_AFTER_TIME);
+        self.arm_reject();
+    }
+
+    fn session(&self, index: u32) -> Option<&Session> {
+        self.sessions[index as usize % SESSIONS].as_ref().filter(|session| session.index == index)
+    }
+
+    /// boringtun's rule: a session that is used becomes the current one unless that is newer.
+    fn make_current(&mut self, index: u32) {
+        let made = |index| self.session(index).map(|session| session.made);
+        if self.current.and_then(made).is_none_or(|current| made(index) >= Some(current)) {
+            self.current = Some(index);
+        }
+    }
+
+    fn arm_reject(&mut self) {
+        match self.sessions.iter().flatten().map(|session| session.made).min() {
+            Some(oldest) => self.deadlines.set(Timer::Reject, oldest + REJECT_AFTER_TIME),
+            None => self.deadlines.stop(Timer::Reject),
+        }
     }
 
     fn established(&mut self, now: Now, out: &mut Sink) {
@@ -577,15 +613,14 @@ impl Tunnel {
             session.confirmed = true;
             self.established(now, out);
         }
+        self.make_current(receiver);
         if !data {
             return;
         }
         self.deadlines.start(Timer::Keepalive, now.instant + KEEPALIVE_TIMEOUT);
-        if let Some(Newest { made, initiator: true }) = self.newest
-            && self.attempt.is_none()
-        {
-            let last_moment = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
-            self.deadlines.start(Timer::RekeyAfterReceive, made + last_moment);
+        let last_moment = REJECT_AFTER_TIME - KEEPALIVE_TIMEOUT - REKEY_TIMEOUT;
+        if self.should_rekey(last_moment, now) {
+            self.deadlines.start(Timer::RekeyAfterReceive, now.instant);
         }
     }
 
@@ -626,6 +661,11 @@ impl Tunnel {
     }
 
     fn send_initiation(&mut self, now: Now, out: &mut Sink) {
+        self.tick(now, out);
+        if self.last_initiation == Some(now.instant) {
+            // boringtun has just come to it by itself.
+            return;
+        }
         let mut buffer = vec![0; INITIATION_LEN];
         if let TunnResult::WriteToNetwork(datagram) =
             self.tunn.format_handshake_initiation(&mut buffer, true)
@@ -649,19 +689,27 @@ impl Tunnel {
     fn push(&mut self, datagram: Vec<u8>, now: Now, out: &mut Sink) {
         match datagram.first() {
             Some(&TYPE_INITIATION) => self.initiated(sender(&datagram), now),
-            Some(&TYPE_DATA) if datagram.len() > DATA_OVERHEAD => {
-                self.deadlines
-                    .start(Timer::Silence, now.instant + KEEPALIVE_TIMEOUT + REKEY_TIMEOUT);
-                if let Some(Newest { made, initiator: true }) = self.newest
-                    && self.attempt.is_none()
-                {
-                    self.deadlines.start(Timer::RekeyAfterSend, made + REKEY_AFTER_TIME);
+            Some(&TYPE_DATA) => {
+                if datagram.len() > DATA_OVERHEAD {
+                    let silence = KEEPALIVE_TIMEOUT + REKEY_TIMEOUT;
+                    self.deadlines.start(Timer::Silence, now.instant + silence);
+                }
+                if self.should_rekey(REKEY_AFTER_TIME, now) {
+                    self.deadlines.start(Timer::RekeyAfterSend, now.instant);
                 }
             }
             Some(_) | None => {}
         }
         self.sent_authenticated(now);
         out.datagrams.push(datagram);
+    }
+
+    /// WireGuard §6.2: only the initiator of the newest keys asks for newer ones, so that not both do.
+    fn should_rekey(&self, age: Duration, now: Now) -> bool {
+        self.attempt.is_none()
+            && self.newest.is_some_and(|Newest { made, initiator }| {
+                initiator && now.instant.saturating_duration_since(made) >= age
+            })
     }
 
     fn initiated(&mut self, index: u32, now: Now) {
