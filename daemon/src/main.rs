@@ -1,5 +1,5 @@
-//! `clusternetd`: the daemon that `clusternet join` starts. One binary, several roles: keeper, serve, inside.
+//! `clusternetd`: the daemon that `clusternet join` starts. The code is in the library of this package.
 
-pub(crate) mod ssh;
-
-fn main() {}
+fn main() -> std::process::ExitCode {
+    clusternet_daemon::main()
+}
