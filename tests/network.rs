@@ -30,15 +30,15 @@ impl Host for Plain {
 }
 
 fn send(net: &mut Net<Plain>, host: HostId, to: &str, bytes: &[u8]) {
-    let to: SocketAddr = to.parse().unwrap();
+    let to: SocketAddr = to.parse().expect("an endpoint");
     let unspecified = if to.is_ipv4() { "0.0.0.0:7" } else { "[::]:7" };
-    let local = unspecified.parse().unwrap();
+    let local = unspecified.parse().expect("an endpoint");
     let bytes = bytes.to_vec();
     net.with(host, |plain, _| plain.outbox.push(Transmit { local, to, bytes }));
 }
 
 fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
+    text.parse().expect("an address")
 }
 
 /// Sends and says as whom the receiver saw the sender, if it did.
