@@ -23,6 +23,9 @@ use nix::{
 /// The most descriptors one message carries. Five namespaces, a device and its listeners need ten.
 pub const MAX_FDS: usize = 32;
 
+/// The kernel's own limit (net/scm.h).
+const SCM_MAX_FD: usize = 253;
+
 /// Who is at the other end of a Unix socket, as the kernel recorded it when the socket was connected.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Credentials {
@@ -62,13 +65,13 @@ pub fn send_with_fds(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) ->
 /// # Errors
 /// `InvalidData` when more than [`MAX_FDS`] descriptors came (all are closed); else the system's.
 pub fn receive_with_fds(socket: impl AsFd, buf: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = cmsg_space!([RawFd; MAX_FDS]);
+    // Room for all that the kernel ever sends in one message: what is cut off would be open and unknown.
+    let mut space = cmsg_space!([RawFd; SCM_MAX_FD]);
     let mut iov = [IoSliceMut::new(buf)];
     let socket = socket.as_fd().as_raw_fd();
-    let (bytes, truncated, fds) = loop {
+    let (bytes, fds) = loop {
         match recvmsg::<()>(socket, &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
             Ok(message) => {
-                let truncated = message.flags.contains(MsgFlags::MSG_CTRUNC);
                 let mut fds = Vec::new();
                 for control in message.cmsgs()? {
                     if let ControlMessageOwned::ScmRights(raw) = control {
@@ -76,13 +79,13 @@ pub fn receive_with_fds(socket: impl AsFd, buf: &mut [u8]) -> io::Result<(usize,
                         fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
                     }
                 }
-                break (message.bytes, truncated, fds);
+                break (message.bytes, fds);
             }
             Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
     };
-    if truncated {
+    if fds.len() > MAX_FDS {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "too many file descriptors"));
     }
     Ok((bytes, fds))
