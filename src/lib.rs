@@ -6,5 +6,6 @@ pub mod node;
 pub mod path;
 pub mod sys;
 pub mod tunnel;
+pub mod roster;
 pub mod wire;
 pub mod words;
