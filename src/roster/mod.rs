@@ -422,6 +422,11 @@ impl Roster {
         self.members.values()
     }
 
+    /// All revocations, in order.
+    pub fn revocations(&self) -> impl Iterator<Item = &Signed<Revocation>> {
+        self.revocations.iter()
+    }
+
     /// When the set of good members changes next because of a date.
     pub fn next_change(&self, wall: Timestamp) -> Option<Timestamp> {
         let wall = self.clock(wall);

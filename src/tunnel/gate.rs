@@ -85,6 +85,12 @@ pub struct Gate {
     swept: Option<Instant>,
 }
 
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gate({} origins)", self.buckets.len())
+    }
+}
+
 impl Gate {
     /// A gate for the holder of `key`, which is our own transport key.
     pub fn new(key: &TransportKey) -> Self {

@@ -202,8 +202,11 @@ impl fmt::Display for NodeNumber {
     }
 }
 
-/// A number drawn at random by every start of `serve`: a new one means that the peer has forgotten everything.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug)]
+/// Drawn by every start of `serve`, partly from the clock, so that a later start has a larger one: a new one means that
+/// the peer has forgotten everything, and of two machines with one key the later join wins.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Debug, Default,
+)]
 #[serde(transparent)]
 pub struct Incarnation(pub u64);
 

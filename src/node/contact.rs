@@ -1,0 +1,182 @@
+//! A contact: everything about one tunnel that is, or is being, made. Put away when nobody needs it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    path::{paths::Paths, route::Route},
+    tunnel::Tunnel,
+    wire::{parts::Assembler, record::Knowledge, relay::RelayIndex},
+    words::{
+        id::{Incarnation, Serial},
+        key::TransportKey,
+    },
+};
+
+/// Packets held for one peer until its tunnel is open; the oldest is dropped first.
+pub(super) const MAX_STAGED: usize = 128;
+
+/// First pause between repeated records; doubles.
+pub(super) const REPEAT_FIRST: Duration = Duration::from_millis(250);
+
+/// Something repeated with growing pauses until it is answered.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Repeat {
+    pub(super) next: Instant,
+    pause: Duration,
+    slowest: Duration,
+}
+
+impl Repeat {
+    /// Due at once, then after `first`, twice that, ... at most `slowest`.
+    pub(super) fn new(first: Duration, slowest: Duration, now: Instant) -> Self {
+        Self { next: now, pause: first, slowest }
+    }
+
+    /// Whether it is due; if so the next time is set.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.pause;
+            self.pause = (self.pause * 2).min(self.slowest);
+        }
+        due
+    }
+}
+
+/// How far two nodes have come in trusting each other inside a tunnel.
+#[derive(Debug, Default)]
+pub(super) struct Trust {
+    /// The certificate of theirs that we have accepted.
+    pub(super) theirs: Option<Serial>,
+    /// They have accepted ours.
+    pub(super) ours: bool,
+    /// Which start of the peer this is about.
+    pub(super) incarnation: Option<Incarnation>,
+}
+
+/// Asking one relay for a way to this contact.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) repeat: Repeat,
+    pub(super) granted: Option<RelayIndex>,
+}
+
+/// Where a stranger's tunnel came from: it has five seconds to show a certificate.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Guest {
+    pub(super) since: Instant,
+    /// IPv4 address or IPv6 /64; `None` over a link.
+    pub(super) place: Option<IpAddr>,
+}
+
+#[derive(Debug)]
+pub(super) struct Contact {
+    pub(super) tunnel: Tunnel,
+    pub(super) assembler: Assembler,
+    pub(super) paths: Paths,
+    pub(super) trust: Trust,
+    pub(super) guest: Option<Guest>,
+    /// A plain WireGuard program: no control records.
+    pub(super) is_wireguard: bool,
+    /// Our introduction, until theirs says that it was accepted.
+    pub(super) introduction: Option<Repeat>,
+    pub(super) staged: VecDeque<Vec<u8>>,
+    /// The newest initiation of ours that has not been answered: sent again over ways found meanwhile.
+    pub(super) initiation: Option<Vec<u8>>,
+    /// Asked again while nothing answers.
+    pub(super) connecting: Option<Repeat>,
+    pub(super) asks: BTreeMap<TransportKey, Ask>,
+    /// What the peer knows, and what we last told it of ours.
+    pub(super) knowledge: Knowledge,
+    pub(super) told: Option<Knowledge>,
+    pub(super) telling: Option<Repeat>,
+    /// How far we have read its roster: epoch and version.
+    pub(super) read: (u64, u64),
+    pub(super) reading: Option<Repeat>,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+    /// When an IP packet last went either way, or somebody asked for the peer.
+    pub(super) last_used: Instant,
+    pub(super) last_opened: Option<Instant>,
+    /// How far its clock is ahead of ours, in seconds.
+    pub(super) skew: Option<i64>,
+    /// Has been open: its end is worth a word.
+    pub(super) was_open: bool,
+    /// The route as the data plane was last told.
+    pub(super) published: Option<Route>,
+}
+
+impl Contact {
+    pub(super) fn new(tunnel: Tunnel, keepalive: Option<Duration>, now: Instant) -> Self {
+        Self {
+            tunnel,
+            assembler: Assembler::default(),
+            paths: Paths::new(keepalive),
+            trust: Trust::default(),
+            guest: None,
+            is_wireguard: false,
+            introduction: None,
+            staged: VecDeque::new(),
+            initiation: None,
+            connecting: None,
+            asks: BTreeMap::new(),
+            knowledge: Knowledge::default(),
+            told: None,
+            telling: None,
+            read: (0, 0),
+            reading: None,
+            sent: 0,
+            received: 0,
+            last_used: now,
+            last_opened: None,
+            skew: None,
+            was_open: false,
+            published: None,
+        }
+    }
+
+    /// Both have accepted: IP packets may pass.
+    pub(super) fn is_open(&self) -> bool {
+        self.trust.theirs.is_some() && self.trust.ours
+    }
+
+    /// Open, with keys and a way to send.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_open() && self.tunnel.is_established() && self.paths.primary().is_some()
+    }
+
+    /// Keeps a packet until the tunnel is ready; says whether an older one was dropped for it.
+    pub(super) fn stage(&mut self, packet: &[u8]) -> bool {
+        let full = self.staged.len() == MAX_STAGED;
+        if full {
+            self.staged.pop_front();
+        }
+        self.staged.push_back(packet.to_vec());
+        full
+    }
+
+    /// The peer has started anew and forgotten everything.
+    pub(super) fn reset_trust(&mut self, incarnation: Incarnation) {
+        self.trust = Trust { incarnation: Some(incarnation), ..Trust::default() };
+        self.knowledge = Knowledge::default();
+        self.told = None;
+        self.asks.clear();
+    }
+
+    /// The earliest of its own deadlines; those of paths only while probes can be sent.
+    pub(super) fn next_timeout(&self, can_probe: bool) -> Option<Instant> {
+        let repeats = [self.introduction, self.telling, self.reading, self.connecting];
+        repeats
+            .iter()
+            .flatten()
+            .map(|repeat| repeat.next)
+            .chain(self.asks.values().map(|ask| ask.repeat.next))
+            .chain(self.tunnel.next_timeout())
+            .chain(self.paths.next_timeout().filter(|_| can_probe))
+            .min()
+    }
+}

@@ -1,0 +1,239 @@
+//! Who may be sent to and from which addresses: the roster's good members as the data plane needs them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{
+    Node,
+    output::{Directive, Event, Neighbour, Output, PeerSlot},
+};
+use crate::{
+    roster::addresses,
+    wire::record::{Entry, Record, Refusal},
+    words::{
+        certificate::Certificate,
+        id::{Name, Serial},
+        key::TransportKey,
+        time::Now,
+    },
+};
+
+/// One good member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct MemberInfo {
+    pub(super) serial: Serial,
+    pub(super) name: Name,
+    pub(super) slot: PeerSlot,
+    pub(super) addresses: [IpAddr; 2],
+    /// The key of the tunnel that leads to it: its own, or its gateway's.
+    pub(super) next_hop: TransportKey,
+}
+
+/// All good members but ourselves, by tunnel key and by address.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    pub(super) by_key: BTreeMap<TransportKey, MemberInfo>,
+    pub(super) by_address: BTreeMap<IpAddr, TransportKey>,
+    free_slots: BTreeSet<u32>,
+    next_slot: u32,
+    neighbours: Vec<Neighbour>,
+}
+
+impl Members {
+    fn take_slot(&mut self) -> PeerSlot {
+        PeerSlot(self.free_slots.pop_first().unwrap_or_else(|| {
+            self.next_slot += 1;
+            self.next_slot - 1
+        }))
+    }
+
+    /// The member that owns an overlay address.
+    pub(super) fn owner_of(&self, address: &IpAddr) -> Option<&MemberInfo> {
+        self.by_key.get(self.by_address.get(address)?)
+    }
+}
+
+impl Node {
+    /// The node through which plain WireGuard members are reached: the first master of the description.
+    fn gateway(&self) -> Option<TransportKey> {
+        self.roster.network().masters.first().map(|master| master.transport)
+    }
+
+    /// Whether plain WireGuard members are reached through this node.
+    pub(super) fn is_gateway(&self) -> bool {
+        self.gateway() == Some(self.key)
+    }
+
+    /// Judges everybody again: after news and when a date has passed. Ends what has to end.
+    pub(super) fn review(&mut self, now: Now) {
+        self.review_self(now);
+        self.rebuild_members(now);
+        self.review_contacts(now);
+        self.next_review = self.roster.next_change(now.wall);
+    }
+
+    fn review_self(&mut self, now: Now) {
+        let newest = self.roster.member(&self.key, now.wall).map(|member| member.certificate());
+        if let Some(newest) = newest
+            && newest.serial > self.certificate.serial
+            && newest.host == Some(self.host.public())
+        {
+            self.certificate = newest.clone();
+            self.announcer.is_dirty = true;
+            let repeat = self.introduction_repeat(now.instant);
+            for contact in self.contacts.values_mut().filter(|contact| !contact.is_wireguard) {
+                contact.introduction = Some(repeat);
+            }
+        }
+        let standing = self.roster.standing(&self.certificate, now.wall);
+        let ended = self.certificate.has_ended(self.roster.clock(now.wall));
+        let why = if ended { Some(Refusal::Expired) } else { standing.err() };
+        if let Some(why) = why {
+            self.end(why, now);
+        }
+    }
+
+    /// This node must stop: tells its peers and the shell, once.
+    pub(super) fn end(&mut self, why: Refusal, now: Now) {
+        if !self.has_ended {
+            self.handle_leave(now);
+            self.has_ended = true;
+            self.outputs.push_back(Output::Event(Event::Ended { why }));
+        }
+    }
+
+    fn rebuild_members(&mut self, now: Now) {
+        let gateway = self.gateway();
+        let mut wanted: BTreeMap<TransportKey, (Serial, Name, [IpAddr; 2], TransportKey)> =
+            BTreeMap::new();
+        let mut neighbours = Vec::new();
+        for member in self.roster.members(now.wall) {
+            let certificate: &Certificate = member.certificate();
+            let is_self = certificate.transport == self.key;
+            neighbours.push(Neighbour {
+                name: certificate.name.clone(),
+                ipv4: certificate.ipv4,
+                ipv6: certificate.ipv6(),
+                host: certificate.host,
+                owner: certificate.owner.clone(),
+                is_self,
+            });
+            if is_self {
+                continue;
+            }
+            let through = if certificate.roles.is_wireguard() && !self.is_gateway() {
+                gateway.unwrap_or(certificate.transport)
+            } else {
+                certificate.transport
+            };
+            let info =
+                (certificate.serial, certificate.name.clone(), addresses(certificate), through);
+            wanted.insert(certificate.transport, info);
+        }
+        let gone: Vec<TransportKey> = self
+            .members
+            .by_key
+            .iter()
+            .filter(|(key, info)| wanted.get(*key).is_none_or(|(_, _, a, _)| *a != info.addresses))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in gone {
+            let Some(info) = self.members.by_key.remove(&key) else { continue };
+            info.addresses.iter().for_each(|address| {
+                self.members.by_address.remove(address);
+            });
+            self.members.free_slots.insert(info.slot.0);
+            self.direct(Directive::RemovePeer { slot: info.slot });
+        }
+        for (key, (serial, name, addresses, next_hop)) in wanted {
+            if let Some(known) = self.members.by_key.get_mut(&key) {
+                known.serial = serial;
+                known.name = name;
+                known.next_hop = next_hop;
+                continue;
+            }
+            let slot = self.members.take_slot();
+            let info = MemberInfo { serial, name, slot, addresses, next_hop };
+            self.members.by_key.insert(key, info);
+            addresses.iter().for_each(|address| {
+                self.members.by_address.insert(*address, key);
+            });
+            self.direct(Directive::InstallPeer { slot, addresses });
+            let route = self.contacts.get(&key).and_then(|contact| contact.paths.primary());
+            if route.is_some() {
+                self.direct(Directive::SetRoute { slot, route });
+            }
+        }
+        if neighbours != self.members.neighbours {
+            self.members.neighbours = neighbours;
+            self.outputs.push_back(Output::Event(Event::NeighboursChanged));
+        }
+    }
+
+    /// Ends contacts whose certificate is good no more, and says why.
+    fn review_contacts(&mut self, now: Now) {
+        let mut refused = Vec::new();
+        for (key, contact) in &mut self.contacts {
+            let Some(serial) = contact.trust.theirs else { continue };
+            if let Some(member) = self.roster.member(key, now.wall) {
+                contact.trust.theirs = Some(member.certificate().serial);
+                continue;
+            }
+            let certificate = self.roster.by_serial(serial).map(|member| member.certificate());
+            let why = certificate
+                .and_then(|certificate| self.roster.standing(certificate, now.wall).err())
+                .unwrap_or(Refusal::Expired);
+            refused.push((*key, serial, why));
+        }
+        for (key, serial, why) in refused {
+            self.refuse(&key, why, Some(serial), now);
+        }
+    }
+
+    /// Ends a contact: tells it why, with the signed evidence where there is some, and puts everything of it away.
+    pub(super) fn refuse(
+        &mut self,
+        key: &TransportKey,
+        why: Refusal,
+        serial: Option<Serial>,
+        now: Now,
+    ) {
+        if why == Refusal::Revoked {
+            let evidence: Vec<Entry> = self
+                .roster
+                .revocations()
+                .filter(|r| r.transport == *key || Some(r.serial) == serial)
+                .map(|r| Entry::Revocation(r.raw().clone()))
+                .take(2)
+                .collect();
+            if !evidence.is_empty() {
+                self.send(key, &Record::News { entries: evidence }, None, now);
+            }
+        }
+        self.send(key, &Record::Refused(why), None, now);
+        self.put_away(key, now);
+    }
+
+    /// Every good node, itself included, by name.
+    pub fn neighbours(&self) -> &[Neighbour] {
+        &self.members.neighbours
+    }
+
+    /// Finds a node by name, `NAME.NETWORK` or overlay address.
+    pub fn lookup(&self, node: &str) -> Option<(Name, IpAddr)> {
+        let suffix = format!(".{}", self.roster.network().name);
+        let name = node.strip_suffix(&suffix).unwrap_or(node);
+        let address = node.parse::<IpAddr>().ok();
+        self.members
+            .neighbours
+            .iter()
+            .find(|n| {
+                n.name.as_str() == name
+                    || address == Some(n.ipv4.into())
+                    || address == Some(n.ipv6.into())
+            })
+            .map(|n| (n.name.clone(), address.unwrap_or_else(|| n.ipv6.into())))
+    }
+}
