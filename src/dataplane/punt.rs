@@ -3,7 +3,7 @@
 //! Theory of operation. Each worker has one queue to control, made of three bounded ones, a quota for each class: a
 //! flood of handshakes takes no place from the packets of members, nor the other way round. The queues are lock-free
 //! on the worker's side. A full one drops the newest and counts it; only packets of programs are not dropped: the
-//! worker asks [`Sender::has_room`] first and leaves them in the TUN, where the kernel slows the programs down, until
+//! worker asks [`Sender::room`] first and leaves them in the TUN, where the kernel slows the programs down, until
 //! control calls it back. Buffers come from a bounded pool and go back to it. Control is woken once per batch.
 
 use std::sync::{
@@ -130,14 +130,14 @@ impl Sender {
         self.push(class, Some(origin), bytes);
     }
 
-    /// Hands over a packet, copied. Full: dropped and counted; ask [`Self::has_room`] first.
+    /// Hands over a packet, copied. Full: dropped and counted; ask [`Self::room`] first.
     pub fn packet(&mut self, bytes: &[u8]) {
         self.push(Class::Packet, None, bytes);
     }
 
-    /// Whether one more of this class would be taken.
-    pub fn has_room(&self, class: Class) -> bool {
-        self.shared.waiting[class as usize].load(Ordering::Acquire) < class.quota()
+    /// How many more of this class would be taken.
+    pub fn room(&self, class: Class) -> usize {
+        class.quota().saturating_sub(self.shared.waiting[class as usize].load(Ordering::Acquire))
     }
 
     /// To be called when a packet was left in the TUN for want of room: `true`, and control will call the worker back when
@@ -244,7 +244,7 @@ mod tests {
         for n in 0..Class::Handshake.quota() + 10 {
             sender.datagram(Class::Handshake, origin(), &n.to_be_bytes());
         }
-        assert!(!sender.has_room(Class::Handshake));
+        assert_eq!(sender.room(Class::Handshake), 0);
         assert_eq!(counters.drops(DropReason::HandshakeQueueFull), 10);
         sender.packet(b"packet");
         sender.datagram(Class::Tunnel, origin(), b"data");
@@ -254,7 +254,7 @@ mod tests {
         assert_eq!(all[0], 0_usize.to_be_bytes());
         assert_eq!(all[Class::Handshake.quota() - 1], (Class::Handshake.quota() - 1).to_be_bytes());
         assert_eq!(&all[Class::Handshake.quota()..], [b"data".to_vec(), b"packet".to_vec()]);
-        assert!(sender.has_room(Class::Handshake));
+        assert!(sender.room(Class::Handshake) > 0);
     }
 
     #[test]
