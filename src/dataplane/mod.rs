@@ -27,3 +27,4 @@ pub mod outbound;
 pub mod punt;
 pub mod table;
 pub mod unreachable;
+pub mod worker;

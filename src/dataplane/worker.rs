@@ -7,6 +7,7 @@
 use std::{
     io,
     net::SocketAddr,
+    os::fd::AsFd,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,7 +26,7 @@ use crate::{
     path::route::{Egress, SocketId},
     sys::{
         fd::Wake,
-        poll::{self, Interest},
+        poll::{self, Ready},
         tun::Queue,
         udp::{SendOutcome, Udp},
     },
@@ -87,31 +88,31 @@ impl Worker {
         let mut arena = vec![0; BATCH * SLOT];
         let mut stalled = false;
         loop {
-            let tun = if stalled { Interest::None } else { Interest::Read };
-            let fds = [
-                (self.queue_fd(), tun),
-                (std::os::fd::AsFd::as_fd(&*self.udp), Interest::Read),
-                (std::os::fd::AsFd::as_fd(&*self.wake), Interest::Read),
-            ];
-            let [packets, datagrams, woken] = poll::wait(fds, None)?;
-            if woken {
+            let ready = self.sleep(stalled)?;
+            if ready.wake {
                 self.wake.clear();
                 stalled = false;
             }
             if stop.load(Ordering::Acquire) {
                 return Ok(());
             }
-            if datagrams {
+            if ready.udp {
                 self.take_datagrams(&mut arena)?;
             }
-            if packets {
+            if ready.tun {
                 stalled = self.take_packets(&mut arena)?;
             }
         }
     }
 
-    fn queue_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        std::os::fd::AsFd::as_fd(&*self.queue)
+    /// While control has no room for packets the device is not looked at.
+    fn sleep(&self, stalled: bool) -> io::Result<Ready> {
+        if stalled {
+            let [udp, wake] = poll::readable([self.udp.as_fd(), self.wake.as_fd()], None)?;
+            Ok(Ready { tun: false, udp, wake })
+        } else {
+            poll::worker(&*self.queue, &*self.udp, &*self.wake, None)
+        }
     }
 
     fn take_datagrams(&mut self, arena: &mut [u8]) -> io::Result<()> {
@@ -146,6 +147,7 @@ impl Worker {
         let mut lengths = [0; BATCH];
         for (slot, length) in arena.chunks_exact_mut(SLOT).zip(&mut lengths).take(room) {
             match self.queue.read(slot) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(len) => *length = len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -154,7 +156,8 @@ impl Worker {
         let packets = arena
             .chunks_exact(SLOT)
             .zip(lengths)
-            .filter_map(|(slot, length)| (length > 0).then(|| &slot[..length]));
+            .filter(|(_, length)| *length > 0)
+            .map(|(slot, length)| &slot[..length]);
         let table = self.table.load();
         let (queue, counters) = (&self.queue, &self.counters);
         outbound::batch(&table, packets, &mut self.punts, counters, |reply| {
@@ -206,7 +209,7 @@ impl Drop for Handle {
 mod tests {
     use std::{
         net::{IpAddr, Ipv4Addr},
-        os::fd::{AsFd, OwnedFd},
+        os::fd::OwnedFd,
         sync::mpsc,
         time::Duration,
     };
@@ -263,8 +266,11 @@ mod tests {
         let wake = Arc::new(Wake::new().unwrap());
         let (told, punted) = mpsc::channel();
         let resume = Arc::clone(&wake);
-        let (punts, receiver) =
-            queue(Arc::clone(&counters), move || drop(told.send(())), move || resume.wake());
+        let (punts, receiver) = queue(
+            Arc::clone(&counters),
+            move || told.send(()).unwrap_or(()),
+            move || resume.wake(),
+        );
         let worker = Worker {
             queue: Arc::new(Queue::new(Device { kind: DeviceKind::Tun, fd: device })),
             udp: Arc::new(udp),
@@ -276,7 +282,7 @@ mod tests {
             wake,
         };
         let (end, ended) = mpsc::channel();
-        let handle = worker.spawn(move |result| drop(end.send(result))).unwrap();
+        let handle = worker.spawn(move |result| end.send(result).unwrap_or(())).unwrap();
         World { table, programs, endpoint, punts: receiver, punted, ended, counters, handle }
     }
 
