@@ -187,6 +187,7 @@ impl Node {
         self.ensure_contact(key, now);
         let Some(contact) = self.contacts.get_mut(key) else { return };
         if contact.is_ready() || contact.is_wireguard {
+            contact.connecting = None;
             return;
         }
         let repeat = contact
@@ -279,10 +280,12 @@ impl Node {
 
     /// Sends the relay requests that are due.
     pub(super) fn renew_asks(&mut self, key: &TransportKey, now: Now) {
-        let Some(serial) = self.roster.member(key, now.wall).map(|m| m.certificate().serial) else {
+        let serial = self.roster.member(key, now.wall).map(|m| m.certificate().serial);
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        let Some(serial) = serial else {
+            contact.asks.clear();
             return;
         };
-        let Some(contact) = self.contacts.get_mut(key) else { return };
         let mut due = Vec::new();
         for (relay, ask) in &mut contact.asks {
             if ask.repeat.is_due(now.instant) {

@@ -10,7 +10,7 @@ use super::{
     output::{Directive, Event, Neighbour, Output, PeerSlot},
 };
 use crate::{
-    roster::addresses,
+    roster::{Key, addresses},
     wire::record::{Entry, Record, Refusal},
     words::{
         certificate::Certificate,
@@ -200,20 +200,31 @@ impl Node {
         serial: Option<Serial>,
         now: Now,
     ) {
-        if why == Refusal::Revoked {
-            let evidence: Vec<Entry> = self
+        let evidence: Vec<Entry> = match why {
+            Refusal::Revoked => self
                 .roster
                 .revocations()
                 .filter(|r| r.transport == *key || Some(r.serial) == serial)
                 .map(|r| Entry::Revocation(r.raw().clone()))
                 .take(2)
-                .collect();
-            if !evidence.is_empty() {
-                self.send(key, &Record::News { entries: evidence }, None, now);
+                .collect(),
+            Refusal::InUseElsewhere => {
+                serial.and_then(|s| self.roster.entry(Key::Announcement(s))).into_iter().collect()
             }
+            Refusal::OtherNetwork
+            | Refusal::NotYet
+            | Refusal::Expired
+            | Refusal::Superseded
+            | Refusal::OtherKey => Vec::new(),
+        };
+        if !evidence.is_empty() {
+            self.send(key, &Record::News { entries: evidence }, None, now);
         }
         self.send(key, &Record::Refused(why), None, now);
-        self.put_away(key, now);
+        // The other machine with this key, the later one, shares the contact and keeps it.
+        if why != Refusal::InUseElsewhere {
+            self.put_away(key, now);
+        }
     }
 
     /// Every good node, itself included, by name.

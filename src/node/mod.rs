@@ -593,7 +593,7 @@ impl Node {
             self.drain_sink(key, sink, None, now);
         }
         if is_proof {
-            self.introduce_if_needed(key, now);
+            self.introduce_if_needed(key, kind == TYPE_RESPONSE, now);
         }
         for packet in packets {
             self.handle_opened(key, origin, &packet, now);
@@ -603,15 +603,19 @@ impl Node {
         }
     }
 
-    /// Starts introductions when a tunnel has come up and is not open.
-    fn introduce_if_needed(&mut self, key: &TransportKey, now: Now) {
+    /// Introduces us where that is needed: as initiator under all new keys, since the peer may have started anew; as
+    /// responder once the initiator has shown that it holds the keys.
+    fn introduce_if_needed(&mut self, key: &TransportKey, as_initiator: bool, now: Now) {
         let mut repeat = self.introduction_repeat(now.instant);
+        repeat.is_due(now.instant);
         let Some(contact) = self.contacts.get_mut(key) else { return };
-        if contact.is_open() || contact.is_wireguard || contact.introduction.is_some() {
+        let is_under_way = contact.is_open() || contact.introduction.is_some();
+        if contact.is_wireguard || (is_under_way && !as_initiator) {
             return;
         }
-        repeat.is_due(now.instant);
-        contact.introduction = Some(repeat);
+        if !contact.is_open() {
+            contact.introduction = Some(repeat);
+        }
         self.introduce(key, now);
     }
 
@@ -920,6 +924,9 @@ impl Node {
             // Not started: there is no clock to count from but the caller's, who has not called yet.
             return self.next_housekeeping.unwrap_or_else(far_future);
         };
+        if self.has_ended {
+            return clocks.instant + Duration::from_secs(3600);
+        }
         let review = self.next_review.map(|time| {
             clocks.instant
                 + time.since(self.roster.clock(clocks.wall)).min(Duration::from_secs(3600))

@@ -45,6 +45,12 @@ impl Node {
             }
             Record::Refused(why) => self.handle_refused(key, why, now),
             Record::Leaving => self.handle_leaving(key, now),
+            // Self-verifying, and perhaps the reason why this peer will never accept us.
+            Record::News { entries } if !is_open && self.is_master(key) => {
+                for entry in entries.iter().filter(|entry| !matches!(entry, Entry::Network(_))) {
+                    self.take_entry(entry, now);
+                }
+            }
             _ if !is_open => self.counters.early_records += 1,
             Record::Sync { epoch, after } => {
                 for page in self.roster.pages(epoch, after) {
@@ -130,6 +136,8 @@ impl Node {
         };
         let ours = self.incarnation;
         let knowledge = self.roster.knowledge();
+        let mut repeat = self.introduction_repeat(now.instant);
+        repeat.is_due(now.instant);
         let Some(contact) = self.contacts.get_mut(key) else { return };
         let is_new_start = contact.trust.incarnation != Some(introduction.incarnation);
         if is_new_start {
@@ -145,9 +153,7 @@ impl Node {
         let ahead = (introduction.time.0 as i64).saturating_sub(now.wall.0 as i64) / 1000;
         contact.skew = (ahead.abs() > SKEW_SHOWN).then_some(ahead);
         let is_open = contact.is_open();
-        if is_open {
-            contact.introduction = None;
-        }
+        contact.introduction = if is_open { None } else { contact.introduction.or(Some(repeat)) };
         self.refusals.remove(key);
         if is_new_start {
             self.end_pairs_of(key, now);
@@ -313,6 +319,9 @@ impl Node {
             Taken::Early => {
                 if matches!(entry, Entry::Revocation(_)) {
                     self.review(now);
+                }
+                if let Some(from) = from {
+                    self.read_soon(&from, now);
                 }
             }
             Taken::Refused(why) => {

@@ -281,9 +281,18 @@ impl Node {
             if contact.telling.is_none() {
                 contact.telling = Some(Repeat::new(TELL.0, TELL.1, now.instant));
             }
-            if self.roster.is_behind_of(&contact.knowledge) && contact.reading.is_none() {
-                contact.reading = Some(Repeat::new(READ.0, READ.1, now.instant));
+            if self.roster.is_behind_of(&contact.knowledge) {
+                self.read_soon(key, now);
             }
+        }
+    }
+
+    /// Something is missing: asks at once, unless an answer is awaited already.
+    pub(super) fn read_soon(&mut self, key: &TransportKey, now: Now) {
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        let is_asked = contact.reading.is_some_and(|repeat| repeat.next <= now.instant + READ.0);
+        if !is_asked {
+            contact.reading = Some(Repeat::new(READ.0, READ.1, now.instant));
         }
     }
 

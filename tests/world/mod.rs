@@ -1,0 +1,400 @@
+//! Whole networks of `Node`s on the simulated internet: an authority, members, and what their programs see.
+#![allow(dead_code, unreachable_pub, reason = "each test binary includes this and uses its part")]
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use clusternet::{
+    api,
+    node::{
+        InterfaceAddress, Node, Settings, Update,
+        output::{Event, Output as NodeOutput},
+    },
+    path::route::{Egress, Route, SocketId},
+    wire::{record::Entry, relay},
+    words::{
+        certificate::{BACKDATE, Certificate, Roles},
+        id::{Name, NetworkId, NodeNumber, Serial},
+        key::{SigningSecret, TransportSecret},
+        network::{Master, Network},
+        revocation::{Head, Revocation},
+        signed::Signed,
+        time::{Now, Timestamp},
+    },
+};
+
+use crate::sim::{Clock, Host, HostId, Net, Output, SiteId, Transmit};
+
+/// The UDP port of every node.
+pub const PORT: u16 = 51820;
+
+/// One machine: its node, and what came out of it.
+pub struct Machine {
+    pub node: Option<Node>,
+    pub delivered: Vec<Vec<u8>>,
+    pub events: Vec<Event>,
+    relays: Vec<(relay::RelayIndex, Route, Route)>,
+    forwarded: Vec<Transmit>,
+    interfaces: Vec<InterfaceAddress>,
+}
+
+fn unspecified(to: &SocketAddr) -> SocketAddr {
+    if to.is_ipv4() { ([0, 0, 0, 0], PORT).into() } else { ([0u16; 8], PORT).into() }
+}
+
+impl Machine {
+    /// Does what the node wants until it wants to wait.
+    fn drain(&mut self, now: Now) -> Output {
+        let mut transmits = std::mem::take(&mut self.forwarded);
+        let mut lookups: Vec<(String, u16)> = Vec::new();
+        let wake = loop {
+            let Some(output) = self.node.as_mut().map(Node::poll_output) else { break None };
+            match output {
+                NodeOutput::Timeout(wake) if lookups.is_empty() => break Some(wake),
+                NodeOutput::Timeout(_) => {
+                    for (host, port) in std::mem::take(&mut lookups) {
+                        let found = Err("no such name".to_owned());
+                        if let Some(node) = &mut self.node {
+                            node.handle_resolved(&host, port, found, now);
+                        }
+                    }
+                }
+                NodeOutput::Transmit { route, datagram } => {
+                    let Egress::Udp { endpoint, .. } = route.egress else { continue };
+                    let bytes = match route.relay {
+                        Some(index) => relay::wrap(index, &datagram),
+                        None => datagram,
+                    };
+                    transmits.push(Transmit { local: unspecified(&endpoint), to: endpoint, bytes });
+                }
+                NodeOutput::Deliver { packet } => self.delivered.push(packet),
+                NodeOutput::Directive(directive) => self.apply(directive),
+                NodeOutput::Event(event) => self.events.push(event),
+                NodeOutput::Resolve { host, port } => lookups.push((host, port)),
+            }
+        };
+        Output { transmits, wake }
+    }
+
+    /// What a worker does with relay directives.
+    fn apply(&mut self, directive: clusternet::node::output::Directive) {
+        use clusternet::node::output::Directive;
+        match directive {
+            Directive::InstallRelay { index, from, to } => {
+                self.relays.retain(|(known, _, _)| *known != index);
+                self.relays.push((index, from, to));
+            }
+            Directive::RemoveRelay { index } => self.relays.retain(|(known, _, _)| *known != index),
+            Directive::InstallTunnel { .. }
+            | Directive::RemoveTunnel { .. }
+            | Directive::InstallPeer { .. }
+            | Directive::SetRoute { .. }
+            | Directive::RemovePeer { .. } => {}
+        }
+    }
+
+    pub fn status(&self, now: Now) -> api::Status {
+        self.node.as_ref().expect("the node runs").status(now)
+    }
+
+    pub fn ended(&self) -> Option<String> {
+        self.events.iter().find_map(|event| match event {
+            Event::Ended { why } => Some(why.to_string()),
+            _ => None,
+        })
+    }
+}
+
+impl Host for Machine {
+    fn handle_datagram(&mut self, _: SocketAddr, from: SocketAddr, bytes: &[u8], now: Now) {
+        let origin =
+            Route { egress: Egress::Udp { socket: SocketId(0), endpoint: from }, relay: None };
+        let Some((index, inner)) = relay::split(bytes) else {
+            if let Some(node) = &mut self.node {
+                node.handle_datagram(origin, bytes, now);
+            }
+            return;
+        };
+        if let Some((_, expected, to)) = self.relays.iter().find(|(known, _, _)| *known == index) {
+            if *expected == origin
+                && let (Some(endpoint), Some(out)) = (to.endpoint(), to.relay)
+            {
+                let bytes = relay::wrap(out, inner);
+                self.forwarded.push(Transmit {
+                    local: unspecified(&endpoint),
+                    to: endpoint,
+                    bytes,
+                });
+            }
+            return;
+        }
+        if let Some(node) = &mut self.node {
+            node.handle_datagram(Route { relay: Some(index), ..origin }, inner, now);
+        }
+    }
+
+    fn poll(&mut self, now: Now) -> Output {
+        // What a call before left is drained first: the grammar of the API.
+        let mut output = self.drain(now);
+        if let Some(node) = &mut self.node {
+            node.handle_timeout(now);
+        }
+        let mut more = self.drain(now);
+        output.transmits.append(&mut more.transmits);
+        output.wake = more.wake;
+        output
+    }
+}
+
+/// Who a node is, to start it and to start it again.
+#[derive(Clone)]
+pub struct Identity {
+    pub name: String,
+    pub certificate: Signed<Certificate>,
+    transport: TransportSecret,
+    host: SigningSecret,
+}
+
+/// A network and its authority.
+pub struct World {
+    pub net: Net<Machine>,
+    pub authority: SigningSecret,
+    pub id: NetworkId,
+    network: Signed<Network>,
+    serials: u64,
+    revoked: Vec<Entry>,
+    seed: u64,
+}
+
+pub fn ip(text: &str) -> IpAddr {
+    text.parse().expect("literal")
+}
+
+impl World {
+    /// A network whose master has the first identity and can be met at `endpoint`.
+    pub fn new(clock: Clock, seed: u64, endpoint: &str) -> (Self, Identity) {
+        let net = Net::new(clock, seed);
+        let authority = SigningSecret::from_bytes([seed as u8 ^ 0x55; 32]);
+        let id = NetworkId::of(&authority.public());
+        let head = Identity::draw("head", seed);
+        let master = Master {
+            name: name("head"),
+            number: NodeNumber(1),
+            transport: head.1.public(),
+            host: head.2.public(),
+            endpoints: vec![endpoint.parse().expect("literal")],
+        };
+        let network = Network {
+            version: 1,
+            name: name("lab"),
+            authority: authority.public(),
+            ipv4: "10.99.0.0/16".parse().expect("literal"),
+            date: net.now().wall,
+            masters: vec![master],
+        };
+        let network = Signed::sign(network, &id, &authority);
+        let mut world = Self { net, authority, id, network, serials: 0, revoked: Vec::new(), seed };
+        let identity = world.certify(head, Roles::MASTER, Duration::from_secs(86_400));
+        (world, identity)
+    }
+
+    pub fn issue(&mut self, name: &str, valid: Duration) -> Identity {
+        let drawn = Identity::draw(name, self.seed);
+        self.certify(drawn, Roles::NODE, valid)
+    }
+
+    fn certify(
+        &mut self,
+        (name_text, transport, host): (String, TransportSecret, SigningSecret),
+        roles: Roles,
+        valid: Duration,
+    ) -> Identity {
+        self.serials += 1;
+        let number = self.serials as u32;
+        let wall = self.net.now().wall;
+        let certificate = Certificate {
+            network: self.id,
+            serial: Serial(self.serials),
+            name: name(&name_text),
+            number: NodeNumber(number),
+            ipv4: NodeNumber(number).ipv4(&self.network.ipv4).expect("small"),
+            transport: transport.public(),
+            host: Some(host.public()),
+            owner: None,
+            roles,
+            not_before: wall.minus(BACKDATE),
+            not_after: wall.plus(valid),
+        };
+        let certificate = Signed::sign(certificate, &self.id, &self.authority);
+        Identity { name: name_text, certificate, transport, host }
+    }
+
+    /// The same identity with a certificate that ends later.
+    pub fn renew(&mut self, identity: &Identity, valid: Duration) -> Identity {
+        self.serials += 1;
+        let mut certificate = Certificate::clone(&identity.certificate);
+        certificate.serial = Serial(self.serials);
+        certificate.not_after = self.net.now().wall.plus(valid);
+        let certificate = Signed::sign(certificate, &self.id, &self.authority);
+        Identity { certificate, ..identity.clone() }
+    }
+
+    /// A revocation of one identity with all before it, as `clusternet revoke` writes them.
+    pub fn revoke(&mut self, identity: &Identity) -> Update {
+        let date = self.net.now().wall;
+        let revocation = Revocation {
+            number: self.revoked.len() as u64 + 1,
+            serial: identity.certificate.serial,
+            transport: identity.certificate.transport,
+            host: identity.certificate.host,
+            date,
+        };
+        let signed = Signed::sign(revocation, &self.id, &self.authority);
+        self.revoked.push(Entry::Revocation(signed.raw().clone()));
+        let head = Head { count: self.revoked.len() as u64, date };
+        let head = Signed::sign(head, &self.id, &self.authority);
+        let mut entries = vec![Entry::Head(head.raw().clone())];
+        entries.extend(self.revoked.iter().cloned());
+        Update { entries }
+    }
+
+    /// A node of this identity, with the addresses its machine has.
+    pub fn machine(
+        &mut self,
+        identity: &Identity,
+        addresses: &[IpAddr],
+        cache: Option<Vec<u8>>,
+        now: Now,
+    ) -> Machine {
+        self.seed += 1;
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        let settings = Settings {
+            network: self.network.clone(),
+            certificate: identity.certificate.clone(),
+            transport: identity.transport.clone(),
+            host: identity.host.clone(),
+            seed,
+            endpoints: Vec::new(),
+            cache,
+        };
+        let interfaces: Vec<InterfaceAddress> = addresses
+            .iter()
+            .map(|address| InterfaceAddress {
+                address: *address,
+                prefix_len: if address.is_ipv4() { 24 } else { 64 },
+            })
+            .collect();
+        let mut node = Node::new(settings, now);
+        node.handle_interfaces(&interfaces, PORT, now);
+        Machine {
+            node: Some(node),
+            delivered: Vec::new(),
+            events: Vec::new(),
+            relays: Vec::new(),
+            forwarded: Vec::new(),
+            interfaces,
+        }
+    }
+
+    pub fn start(&mut self, identity: &Identity, site: SiteId, addresses: &[&str]) -> HostId {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
+        let machine = self.machine(identity, &addresses, None, self.net.now());
+        self.net.host(site, &addresses, machine)
+    }
+
+    /// The process is killed and started again, with what it had written to its cache.
+    pub fn restart(&mut self, host: HostId, identity: &Identity, with_cache: bool) {
+        let now = self.net.now();
+        let cache = self.net.with(host, |machine, now| machine.node.as_mut().map(|n| n.cache(now)));
+        let interfaces = self.net.peek(host).interfaces.clone();
+        let addresses: Vec<IpAddr> = interfaces.iter().map(|i| i.address).collect();
+        let machine = self.machine(identity, &addresses, cache.filter(|_| with_cache), now);
+        self.net.replace(host, machine);
+    }
+
+    /// Sends one UDP packet from one node's program to another's.
+    pub fn send(&mut self, from: HostId, from_id: &Identity, to_id: &Identity, text: &[u8]) {
+        let packet = udp_packet(from_id, to_id, text);
+        self.net.with(from, |machine, now| {
+            if let Some(node) = &mut machine.node {
+                while !matches!(node.poll_output(), NodeOutput::Timeout(_)) {}
+                node.handle_packet(&packet, now);
+            }
+        });
+    }
+
+    /// Whether a packet with this text has come out at a host.
+    pub fn got(net: &Net<Machine>, host: HostId, text: &[u8]) -> bool {
+        net.peek(host).delivered.iter().any(|packet| packet.ends_with(text))
+    }
+
+    /// Sends every 200 ms until it arrives; how long that took.
+    pub fn reach(
+        &mut self,
+        from: (HostId, &Identity),
+        to: (HostId, &Identity),
+        limit: Duration,
+    ) -> Option<Duration> {
+        let began = self.net.elapsed();
+        let mut round = 0;
+        loop {
+            round += 1;
+            let text = format!("{} {} {round} {began:?}", from.1.name, to.1.name);
+            self.send(from.0, from.1, to.1, text.as_bytes());
+            let step = Duration::from_millis(200);
+            if self.net.run_until(step, |net| Self::got(net, to.0, text.as_bytes())) {
+                return Some(self.net.elapsed() - began);
+            }
+            if self.net.elapsed() - began > limit {
+                return None;
+            }
+        }
+    }
+
+    /// How `from` says it reaches `to`.
+    pub fn path(&self, from: HostId, to: &Identity) -> Option<String> {
+        let status = self.net.peek(from).status(self.net.now());
+        status.peers.into_iter().find(|peer| peer.name.as_str() == to.name)?.path
+    }
+
+    pub fn is_accepted(net: &Net<Machine>, host: HostId) -> bool {
+        net.peek(host).node.as_ref().is_some_and(Node::is_accepted)
+    }
+}
+
+impl Identity {
+    fn draw(name: &str, seed: u64) -> (String, TransportSecret, SigningSecret) {
+        let mut bytes = [7; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        for (place, byte) in name.bytes().enumerate().take(16) {
+            bytes[8 + place] ^= byte;
+        }
+        (name.to_owned(), TransportSecret::from_bytes(bytes), SigningSecret::from_bytes(bytes))
+    }
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect("literal")
+}
+
+/// A UDP packet over IPv4 between two nodes.
+pub fn udp_packet(from: &Identity, to: &Identity, text: &[u8]) -> Vec<u8> {
+    let total = (28 + text.len()) as u16;
+    let mut packet = vec![0; 28];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&total.to_be_bytes());
+    packet[8] = 64;
+    packet[9] = 17;
+    packet[12..16].copy_from_slice(&from.certificate.ipv4.octets());
+    packet[16..20].copy_from_slice(&to.certificate.ipv4.octets());
+    packet.extend_from_slice(text);
+    packet
+}
+
+/// Milliseconds of wall time that a test moves clocks by.
+pub fn wall(now: Now) -> Timestamp {
+    now.wall
+}
