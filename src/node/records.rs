@@ -110,6 +110,7 @@ impl Node {
             accepted: contact.trust.theirs.is_some(),
             incarnation: self.incarnation,
             accepted_incarnation: contact.trust.incarnation.unwrap_or_default(),
+            wants_answer: !contact.trust.ours,
             knowledge: self.roster.knowledge(),
             suites: 0,
             features: 0,
@@ -159,8 +160,7 @@ impl Node {
             self.end_pairs_of(key, now);
             self.forget_relay(key, now);
         }
-        // Whoever does not know yet that we accept is told at once; whoever does is left in peace.
-        if !introduction.accepted || introduction.accepted_incarnation != ours {
+        if introduction.wants_answer {
             self.introduce(key, now);
         }
         if is_open && !was_open {

@@ -85,6 +85,8 @@ pub struct Introduction {
     pub incarnation: Incarnation,
     /// The incarnation that was accepted, where `accepted`.
     pub accepted_incarnation: Incarnation,
+    /// The sender has not been told yet that it is accepted: answer with your own.
+    pub wants_answer: bool,
     /// What the sender knows.
     pub knowledge: Knowledge,
     /// Channel suites it can use, as bits.
