@@ -1,5 +1,4 @@
 //! The one place where the command line reads the wall clock.
-#![allow(dead_code, reason = "join uses it next")]
 
 use clusternet::words::time::Timestamp;
 

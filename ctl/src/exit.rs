@@ -1,5 +1,4 @@
 //! Exit statuses, and how an error is told.
-#![allow(dead_code, reason = "the commands that use it come next")]
 
 use std::process::ExitCode;
 

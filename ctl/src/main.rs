@@ -65,7 +65,6 @@ enum Generate {
 #[derive(Debug, Clone, Copy)]
 struct Context {
     /// How often `-v` was given.
-    #[allow(dead_code, reason = "the node commands read it")]
     verbose: u8,
 }
 

@@ -1,5 +1,4 @@
 //! What people read: standard output that may be closed at any time, tables, colour only on a terminal.
-#![allow(dead_code, reason = "the commands that use it come next")]
 
 use std::io::{self, IsTerminal, Write};
 
@@ -51,6 +50,11 @@ pub(crate) fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 /// Writes `clusternet: TEXT` to standard error; nobody can be told if that fails.
 pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "clusternet: {text}");
+}
+
+/// Writes lines for people to standard error, while standard output carries a file.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// Writes `clusternet: warning: TEXT` to standard error.

@@ -33,6 +33,9 @@ pub enum AuthorityError {
         /// What the ledger says.
         ledger: VerifyKey,
     },
+    /// `NAME.key` would be the authority's own file.
+    #[error("a node cannot be called `authority`: authority.key is the network's own secret")]
+    ReservedName,
     /// The name has a certificate that may still be accepted, for other keys.
     #[error(
         "`{name}` has a certificate for other keys (serial {serial}, until {until}): choose another name, or take that one back first (clusternet revoke {name})"
@@ -96,6 +99,14 @@ pub enum AuthorityError {
     /// What would be signed is impossible.
     #[error(transparent)]
     Statement(#[from] SignedError),
+}
+
+/// Refuses names that no node may have.
+///
+/// # Errors
+/// [`AuthorityError::ReservedName`].
+pub fn check_name(name: &Name) -> Result<(), AuthorityError> {
+    if name.as_str() == "authority" { Err(AuthorityError::ReservedName) } else { Ok(()) }
 }
 
 /// What a network begins with.
@@ -274,6 +285,7 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`].
     pub fn issue(&mut self, issue: Issue, now: Timestamp) -> Result<Issued, AuthorityError> {
+        check_name(&issue.name)?;
         let (transport, host) = self.keys(&issue)?;
         let before = self.known(&issue.name, &transport, host.as_ref(), now)?.cloned();
         let wireguard = host.is_none();
@@ -632,6 +644,13 @@ mod tests {
         authority.revoke(&Target::Name(name("a")), NOW).unwrap();
         let issued = authority.issue(node("a", &fresh), NOW).unwrap();
         assert_eq!(issued.certificate.number.0, 3, "a number is never used twice");
+    }
+
+    #[test]
+    fn no_node_takes_the_authoritys_name() {
+        let (mut authority, _) = network();
+        let refused = authority.issue(node("authority", &Secrets::generate()), NOW);
+        assert_eq!(refused.unwrap_err(), AuthorityError::ReservedName);
     }
 
     #[test]

@@ -158,24 +158,29 @@ impl KeyFile {
         network: &Network,
         now: Timestamp,
     ) -> Result<Identity, IdentityError> {
-        let ours = |file: &&CertFile| file.authority == network.authority;
         let both = [self.certificate.as_ref(), beside];
         let Some(found) = both.iter().flatten().next() else {
             return Err(IdentityError::NoCertificate(self.name.clone()));
         };
-        let file = both.into_iter().flatten().filter(ours).max_by_key(|f| f.certificate.serial);
-        let Some(file) = file else {
+        let of_network: Vec<&CertFile> =
+            both.into_iter().flatten().filter(|f| f.authority == network.authority).collect();
+        let Some(other) = of_network.first() else {
             return Err(IdentityError::OtherNetwork {
                 name: network.name.clone(),
                 expected: network.authority,
                 found: found.authority,
             });
         };
-        let certificate = file.certificate.clone();
         let (transport, host) = self.secrets.public();
-        if certificate.transport != transport || certificate.host != Some(host) {
-            return Err(IdentityError::OtherKeys(certificate.serial.0));
-        }
+        let ours = |file: &&CertFile| {
+            file.certificate.transport == transport && file.certificate.host == Some(host)
+        };
+        let Some(file) =
+            of_network.iter().copied().filter(ours).max_by_key(|f| f.certificate.serial)
+        else {
+            return Err(IdentityError::OtherKeys(other.certificate.serial.0));
+        };
+        let certificate = file.certificate.clone();
         if certificate.validity(now) == Validity::NotYet {
             return Err(IdentityError::NotYet(certificate.not_before, now));
         }

@@ -354,6 +354,10 @@ mod tests {
         let newer = CertFile { authority: lab.authority, certificate: renewed };
         assert_eq!(full.identity(Some(&newer), &lab, NOW).unwrap().certificate.serial.0, 3);
 
+        let stale = CertFile { authority: lab.authority, certificate: network().1.certificate };
+        assert_eq!(full.identity(Some(&stale), &lab, NOW).unwrap().certificate.serial.0, 2);
+        assert_eq!(full.identity(None, &lab, NOW).unwrap().key_file().render(), full.render());
+
         let refused = |file: &KeyFile, beside, network, now| {
             file.identity(beside, network, now).map(|_| ()).unwrap_err()
         };
