@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 
 #[doc(hidden)]
+pub mod builder;
+#[doc(hidden)]
 pub mod ssh;
 
 /// What the binary does: takes the role that its arguments name.

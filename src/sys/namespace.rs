@@ -171,6 +171,9 @@ pub enum BuildError {
         /// What an administrator could change.
         remedy: Option<String>,
     },
+    /// Only a process with one thread can fork the builder.
+    #[error("fork the builder: this process has several threads")]
+    Threads,
     /// Something else.
     #[error("{what}: {os}")]
     Step {
@@ -188,7 +191,7 @@ impl BuildError {
             Self::UserNamespace { remedy, .. }
             | Self::Capabilities { remedy, .. }
             | Self::Device { remedy, .. } => remedy.as_deref(),
-            Self::Step { .. } => None,
+            Self::Threads | Self::Step { .. } => None,
         }
     }
 
@@ -219,7 +222,10 @@ pub fn build_in_child(spec: &BuildSpec) -> Result<Built, BuildError> {
         Ok(()) => 0,
         Err(_) => 1,
     })
-    .map_err(|e| BuildError::step("fork the builder", e))?;
+    .map_err(|error| {
+        let threads = error.kind() == io::ErrorKind::ResourceBusy;
+        if threads { BuildError::Threads } else { BuildError::step("fork the builder", error) }
+    })?;
     drop(theirs);
     let received = receive(&ours);
     let status = child.wait();
