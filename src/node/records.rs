@@ -131,7 +131,7 @@ impl Node {
             Err(why) => {
                 tracing::debug!(?key, %why, "introduction refused");
                 let serial = introduction.certificate.peek::<Certificate>().ok().map(|c| c.serial);
-                self.refuse(key, why, serial, now);
+                self.refuse(key, why, serial, Some(origin), now);
                 return;
             }
         };
