@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::words::{
     id::{Name, NodeNumber, Owner, Serial},
@@ -29,7 +30,7 @@ pub enum Request {
     Hello,
     /// Everything `status` shows.
     Status,
-    /// Namespace file descriptors, in the order user, net, uts, ipc, and what is needed to set up a command.
+    /// Namespace file descriptors, in the order user, net, uts, ipc, mount, and what is needed to set up a command.
     Enter,
     /// One ping; answered by one [`Reply::Ping`] when it came back or `timeout_ms` has passed.
     Ping {
@@ -71,7 +72,7 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(Box<Status>),
-    /// To [`Request::Enter`]; four descriptors come with it.
+    /// To [`Request::Enter`]; five descriptors come with it.
     Enter(Box<View>),
     /// To [`Request::Ping`].
     Ping(PingReply),
@@ -201,4 +202,90 @@ pub struct PingReply {
     pub round_trip: Option<Duration>,
     /// Which way it went.
     pub path: Option<String>,
+}
+
+/// What `join` writes to the keeper that it has started, as one line on its standard input, a Unix stream socket; the keeper
+/// answers on it with [`Progress`], a line each. The end of the stream makes the keeper stop, unless [`DETACH`] came before it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Start {
+    /// The caller's version, which must be the daemon's.
+    pub version: String,
+    /// The instance's name.
+    pub instance: Name,
+    /// The runtime directory of this instance. The keeper makes it (0700) and removes it.
+    pub runtime: PathBuf,
+    /// Where cache, log and the port in use stay between runs.
+    pub state: PathBuf,
+    /// The text of `master.toml`.
+    pub master: String,
+    /// The text of a key file that holds the certificate too.
+    pub key: SecretText,
+    /// Whether the keeper ends with its caller, and logs to standard error.
+    pub foreground: bool,
+}
+
+/// The longest line that starts a keeper: two files of a network and a key.
+pub const MAX_START: usize = 1 << 20;
+
+/// The line by which `join` lets the keeper go on alone.
+pub const DETACH: &str = "detach";
+
+/// Text that is erased when dropped and never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretText(pub Zeroizing<String>);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretText")
+    }
+}
+
+impl Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        String::deserialize(from).map(|text| Self(Zeroizing::new(text)))
+    }
+}
+
+/// How a start goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "progress", rename_all = "snake_case")]
+pub enum Progress {
+    /// The namespace and its device stand.
+    Built {
+        /// `tun` or `packet socket`.
+        device: String,
+    },
+    /// The control socket answers.
+    Listening {
+        /// The underlay port.
+        listen: String,
+        /// Whether a valid cached roster lets the node come up without an answer.
+        cached: bool,
+    },
+    /// Some member has accepted us.
+    Accepted {
+        /// Who.
+        by: Name,
+        /// Which way, in words.
+        path: String,
+    },
+    /// A member refused us; others may not.
+    Refused {
+        /// Who, where known.
+        by: Option<Name>,
+        /// Why, in words.
+        why: String,
+    },
+    /// It ends here: what was tried and why it failed. Nothing is left behind.
+    Failed {
+        /// What was tried, why it failed, what to do.
+        message: String,
+    },
 }

@@ -5,10 +5,12 @@
 
 mod admin;
 mod clock;
+mod control;
 mod exit;
 mod keyfile;
 mod node;
 mod output;
+mod place;
 
 use std::process::ExitCode;
 

@@ -89,3 +89,41 @@ pub(crate) fn say_table(mut table: Table) -> anyhow::Result<()> {
         Some(_) | None => say(text),
     }
 }
+
+/// A short time as people read it: three digits and a unit.
+pub(crate) fn milliseconds(time: std::time::Duration) -> String {
+    let milliseconds = time.as_secs_f64() * 1e3;
+    let digits = match milliseconds {
+        m if m < 10.0 => 2,
+        m if m < 100.0 => 1,
+        _ => 0,
+    };
+    format!("{milliseconds:.digits$} ms")
+}
+
+/// Bytes as people read them, in binary units.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    // Precision is lost where nobody looks.
+    #[allow(clippy::cast_precision_loss, reason = "shown with one digit")]
+    let mut value = count as f64 / 1024.0;
+    let mut unit = 0;
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// How long ago, in the largest unit that says something.
+pub(crate) fn ago(time: std::time::Duration) -> String {
+    match time.as_secs() {
+        s @ 0..120 => format!("{s} s"),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s @ 7200..172_800 => format!("{} h", s / 3600),
+        s => format!("{} d", s / 86_400),
+    }
+}

@@ -10,7 +10,6 @@ use super::{
     output::{Directive, Event, Neighbour, Output, PeerSlot},
 };
 use crate::{
-    path::route::Route,
     roster::{Key, addresses},
     wire::record::{Entry, Record, Refusal},
     words::{
@@ -189,7 +188,7 @@ impl Node {
             refused.push((*key, serial, why));
         }
         for (key, serial, why) in refused {
-            self.refuse(&key, why, Some(serial), None, now);
+            self.refuse(&key, why, Some(serial), now);
         }
     }
 
@@ -199,7 +198,6 @@ impl Node {
         key: &TransportKey,
         why: Refusal,
         serial: Option<Serial>,
-        via: Option<Route>,
         now: Now,
     ) {
         let evidence: Vec<Entry> = match why {
@@ -220,9 +218,9 @@ impl Node {
             | Refusal::OtherKey => Vec::new(),
         };
         if !evidence.is_empty() {
-            self.send(key, &Record::News { entries: evidence }, via, now);
+            self.send(key, &Record::News { entries: evidence }, None, now);
         }
-        self.send(key, &Record::Refused(why), via, now);
+        self.send(key, &Record::Refused(why), None, now);
         // The other machine with this key, the later one, shares the contact and keeps it.
         if why != Refusal::InUseElsewhere {
             self.put_away(key, now);
