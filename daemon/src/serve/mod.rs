@@ -1,0 +1,494 @@
+//! The process on the host network: tunnels, the data plane, the control socket's answers. Never enters the namespace.
+//!
+//! *Start-up in stages*, going on from the keeper's. 6 take what the keeper hands over, give up core files and inspection.
+//! 7 read the files and the state directory. 8 bind the UDP socket. 9 make the node and feed it this machine's addresses.
+//! 10 start the worker, publish what the inside sees, answer requests.
+//!
+//! Then one loop on one thread: punts, timeouts, names, changes of addresses or clock, requests; after each the node is drained
+//! ([`core`]) and what it said is heard. The end comes from the keeper (it says so, or has died), by SIGTERM, or from the node
+//! (nobody will have us any more).
+
+mod clock;
+mod core;
+mod interfaces;
+mod publish;
+mod requests;
+mod resolve;
+mod socket;
+mod store;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use clusternet::{
+    api::Progress,
+    config::{key::KeyFile, master::MasterFile},
+    dataplane::{
+        drops::Counters,
+        punt,
+        table::Builder,
+        worker::{Handle, Worker},
+    },
+    node::{Node, Settings, output::Event},
+    path::route::SocketId,
+    sys::{fd::Wake, process, tun::Queue},
+    wire::message::Mac1Key,
+    words::{endpoint::Endpoint, time::Now},
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, mpsc, oneshot, watch},
+    time::{sleep, timeout},
+};
+
+use self::{
+    clock::{Clock, Jumps},
+    core::{Core, Parts, Said},
+    interfaces::Interfaces,
+    publish::{Publisher, tell_owners},
+    requests::Waiting,
+    resolve::{Resolver, look_up},
+    store::Store,
+};
+use crate::{
+    control::{self, Desk, Keeper, Question},
+    logging, runtime,
+    start::{Inherited, ServeStart},
+};
+
+/// Punts of each class taken before anything else has its turn.
+const TURN: usize = 64;
+
+/// A changed roster is on disk this much later.
+const CACHE_DELAY: Duration = Duration::from_secs(3);
+
+/// How often the log's length is looked at.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// `[node] endpoints` that are names: the start does not wait longer for them.
+const NAMES_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Requests that wait to be looked at.
+const QUESTIONS: usize = 64;
+
+/// A keeper that has been told of a failure ends everything at once.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Nothing is so urgent that the node is called more often than this by its own timeouts.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+/// Runs to the end.
+///
+/// # Errors
+/// Why it had to end; the keeper starts it again.
+pub(crate) fn start() -> anyhow::Result<()> {
+    let inherited = Inherited::take()?;
+    // A file that cannot be read is complained of later, to more ears.
+    let master = MasterFile::parse(&inherited.about.start.master).ok();
+    logging::start(master.and_then(|master| master.node.log).as_deref());
+    process::forbid_core_files().context("forbid core files")?;
+    process::forbid_inspection().context("forbid inspection")?;
+    let runtime = inherited.about.start.runtime.clone();
+    let parent = inherited.about.keeper;
+    let tokio = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    let done = tokio.block_on(run(inherited));
+    // A lookup that hangs is not waited for.
+    tokio.shutdown_background();
+    if nix::unistd::getppid().as_raw() != parent {
+        // The keeper has died: nobody else cleans up.
+        runtime::remove(&runtime);
+    }
+    done
+}
+
+async fn run(inherited: Inherited) -> anyhow::Result<()> {
+    let Inherited { about, keeper, control, inside, namespaces, device, lock } = inherited;
+    let about = Arc::new(about);
+    let keeper = Keeper::new(keeper)?;
+    let (prepared, owners) = match prepare(&about, Queue::new(device)).await {
+        Ok(prepared) => prepared,
+        // The first time somebody waits to hear it; later on it may pass.
+        Err(error) if !about.restarted => {
+            keeper.report(Progress::Failed { message: format!("{error:#}") });
+            // The keeper ends us; an exit of ours before that would only start us again.
+            sleep(KEEPER_PATIENCE).await;
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    let (sender, questions) = mpsc::channel(QUESTIONS);
+    let desk = Desk {
+        about: Arc::clone(&about),
+        network: prepared.core.node.network().name.clone(),
+        network_id: prepared.core.network_id(),
+        namespaces,
+        keeper: keeper.clone(),
+        questions: sender,
+    };
+    let mut serve = Serve { about, keeper, waiting: Waiting::default(), cache_due: None, prepared };
+    serve.announce_start();
+    let ended = serve.live(control::run(desk, control), tell_owners(inside, owners), questions);
+    let ended = ended.await;
+    serve.part();
+    drop(lock);
+    ended
+}
+
+/// Everything that runs.
+struct Serve {
+    about: Arc<ServeStart>,
+    keeper: Keeper,
+    waiting: Waiting,
+    cache_due: Option<Instant>,
+    prepared: Prepared,
+}
+
+/// What stages 7 to 10 make.
+struct Prepared {
+    core: Core,
+    publisher: Publisher,
+    store: Store,
+    resolver: Resolver,
+    punts: punt::Receiver,
+    punted: Arc<Notify>,
+    interfaces: Interfaces,
+    jumps: Jumps,
+    port: u16,
+    /// Ends when the worker does.
+    worker_ended: oneshot::Receiver<io::Result<()>>,
+    /// Stops the worker when dropped.
+    _worker: Handle,
+}
+
+async fn prepare(
+    about: &ServeStart,
+    queue: Queue,
+) -> anyhow::Result<(Prepared, watch::Receiver<String>)> {
+    // Stage 7.
+    let start = &about.start;
+    let clock = Clock::new();
+    let now = clock.now();
+    let store = Store::new(&start.state);
+    let (master, settings) = settings(about, &store, now).await?;
+    let certificate = settings.certificate.clone();
+    let own = [certificate.ipv4.into(), certificate.ipv6().into()];
+
+    // Stage 8.
+    let (udp, port) = socket::bind(master.node.listen, &store)?;
+    let (udp, queue) = (Arc::new(udp), Arc::new(queue));
+
+    // Stage 9.
+    let interfaces = Interfaces::watch()?;
+    let node = Node::new(settings, now);
+    let mac1 = Mac1Key::of(&node.transport_key());
+    let table = Builder::new(own);
+    let counters = Arc::<Counters>::default();
+    let wake = Arc::new(Wake::new().context("make a worker's wake-up call")?);
+    let punted = Arc::new(Notify::new());
+    let (tell, resume) = (Arc::clone(&punted), Arc::clone(&wake));
+    let (sender, punts) =
+        punt::queue(Arc::clone(&counters), move || tell.notify_one(), move || resume.wake());
+    let worker = Worker {
+        queue: Arc::clone(&queue),
+        udp: Arc::clone(&udp),
+        socket: SocketId(0),
+        table: table.reader(),
+        mac1,
+        punts: sender,
+        counters: Arc::clone(&counters),
+        wake: Arc::clone(&wake),
+    };
+    let mut core = Core::new(Parts {
+        node,
+        clock,
+        instance: start.instance.to_string(),
+        table,
+        udp,
+        port,
+        queue,
+        counters,
+        wake,
+        store: store.clone(),
+    });
+    core.drain();
+    core.interfaces()?;
+    core.jumped();
+
+    // Stage 10.
+    let policy = master.node.execute;
+    let own = (certificate.name.clone(), certificate.owner.clone());
+    let network = master.network.name.clone();
+    let (mut publisher, owners) = Publisher::new(network, &about.view, policy, own);
+    for error in publisher.update(core.node.neighbours().to_vec()) {
+        core.warn(format!("{error:#}"));
+    }
+    let (ended, worker_ended) = oneshot::channel();
+    let worker = worker.spawn(move |result| drop(ended.send(result))).context("start a worker")?;
+    let resolver = Resolver::new(store.resolved());
+    let jumps = Jumps::watch()?;
+    let prepared = Prepared {
+        core,
+        publisher,
+        store,
+        resolver,
+        punts,
+        punted,
+        interfaces,
+        jumps,
+        port,
+        worker_ended,
+        _worker: worker,
+    };
+    Ok((prepared, owners))
+}
+
+/// Reads what `join` has handed over, and what we kept ourselves.
+async fn settings(
+    about: &ServeStart,
+    store: &Store,
+    now: Now,
+) -> anyhow::Result<(MasterFile, Settings)> {
+    let start = &about.start;
+    let master = MasterFile::parse(&start.master).context("read master.toml")?;
+    let key = KeyFile::parse(&start.key.0).context("read the key file")?;
+    // One of other keys is of a life before: `join` was given another key since.
+    let (transport, host) = key.secrets.public();
+    let renewed = store.certificate().filter(|file| {
+        file.certificate.transport == transport && file.certificate.host == Some(host)
+    });
+    let identity =
+        key.identity(renewed.as_ref(), &master.network, now.wall).context("use the key file")?;
+    let endpoints = endpoints(&master.node.endpoints).await;
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("get randomness: {error}"))?;
+    let settings = Settings {
+        network: master.network.clone(),
+        certificate: identity.certificate,
+        transport: identity.secrets.transport,
+        host: identity.secrets.host,
+        seed,
+        endpoints,
+        cache: store.cache(),
+    };
+    Ok((master, settings))
+}
+
+/// The addresses of `[node] endpoints`; what cannot be resolved now is left out, and said to be.
+async fn endpoints(endpoints: &[Endpoint]) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
+    for endpoint in endpoints {
+        let Endpoint::Udp { host, port } = endpoint else { continue };
+        let resolved = match host.parse() {
+            Ok(ip) => Ok(vec![SocketAddr::new(ip, *port)]),
+            Err(_) => timeout(NAMES_PATIENCE, look_up(host, *port))
+                .await
+                .unwrap_or_else(|_| Err("the name service does not answer".to_owned())),
+        };
+        match resolved {
+            Ok(addresses) => found.extend(addresses),
+            Err(reason) => {
+                tracing::warn!(%endpoint, reason, "an endpoint of ours is not announced")
+            }
+        }
+    }
+    found
+}
+
+impl Serve {
+    fn announce_start(&self) {
+        let core = &self.prepared.core;
+        let cached = core.node.neighbours().iter().any(|node| !node.is_self);
+        tracing::info!(restarted = self.about.restarted, cached, "serving");
+        let listen = format!("udp port {}", self.prepared.port);
+        self.keeper.report(Progress::Listening { listen, cached });
+    }
+
+    /// The loop. Comes back when it is time to end.
+    async fn live(
+        &mut self,
+        control: impl Future<Output = anyhow::Result<()>>,
+        owners: impl Future<Output = anyhow::Result<()>>,
+        mut questions: mpsc::Receiver<Question>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate()).context("receive signals")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("receive signals")?;
+        let mut look = tokio::time::interval(LOOK);
+        tokio::pin!(control, owners);
+        loop {
+            self.prepared.core.timeout();
+            self.waiting.settle(&self.prepared.core);
+            self.hear()?;
+            self.keep(false);
+            let wait = self.wait();
+            let prepared = &mut self.prepared;
+            tokio::select! {
+                ended = &mut control => return ended.context("answer the control socket"),
+                ended = &mut owners => {
+                    ended.context("tell inside who may execute")?;
+                    bail!("the stream to inside has ended");
+                }
+                ended = &mut prepared.worker_ended => match ended {
+                    Ok(Ok(())) | Err(_) => bail!("the worker has died"),
+                    Ok(Err(error)) => return Err(error).context("read packets and datagrams"),
+                },
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                () = prepared.punted.notified() => {
+                    let core = &mut prepared.core;
+                    if prepared.punts.drain(TURN, |punt| core.punt(punt)) {
+                        prepared.punted.notify_one();
+                        // Requests and signals have their turn too.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                () = sleep(wait) => {}
+                answer = prepared.resolver.next() => {
+                    prepared.core.resolved(&answer.host, answer.port, answer.found);
+                    if let Some(resolved) = prepared.resolver.take_changed()
+                        && let Err(error) = prepared.store.keep_resolved(resolved)
+                    {
+                        tracing::debug!(error = format!("{error:#}"), "addresses of names are not kept");
+                    }
+                }
+                changed = prepared.interfaces.changed() => {
+                    changed?;
+                    prepared.core.interfaces()?;
+                }
+                () = prepared.jumps.next() => {
+                    tracing::info!("the clock was set, or the machine has slept");
+                    prepared.core.interfaces()?;
+                    prepared.core.jumped();
+                }
+                Some(question) = questions.recv() => match question {
+                    Question::Ask { request, answer } => {
+                        self.waiting.take(request, answer, &mut prepared.core);
+                    }
+                    Question::Publish => {
+                        for error in prepared.publisher.write() {
+                            tracing::warn!(error = format!("{error:#}"), "the inside is out of date");
+                        }
+                    }
+                },
+                _ = look.tick() => {
+                    if let Err(error) = prepared.store.bound_log() {
+                        tracing::debug!(%error, "the log is not shortened");
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long nothing is due.
+    fn wait(&self) -> Duration {
+        let now = self.prepared.core.now().instant;
+        let due = [Some(self.prepared.core.due()), self.waiting.due(now), self.cache_due];
+        let first = due.into_iter().flatten().min().unwrap_or(now);
+        first.saturating_duration_since(now).max(SHORTEST)
+    }
+
+    /// Hears what the node has said.
+    fn hear(&mut self) -> anyhow::Result<()> {
+        let Said { events, lookups } = self.prepared.core.take_said();
+        for (host, port) in lookups {
+            self.prepared.resolver.ask(host, port);
+        }
+        let mut neighbours_changed = false;
+        for event in events {
+            match event {
+                Event::Accepted { by, route } => {
+                    tracing::info!(peer = %by, direct = route.is_direct(), "accepted");
+                    tracing::debug!(peer = %by, %route, "accepted");
+                    let path = self.prepared.core.node.describe_route(&route);
+                    self.keeper.report(Progress::Accepted { by, path });
+                }
+                Event::Ended { why } => {
+                    tracing::error!(reason = %why, "this node is no member any more");
+                    self.keeper.report(Progress::Failed { message: why.to_string() });
+                }
+                Event::RefusedBy { by, why } => {
+                    let peer = by.as_ref().map(tracing::field::display);
+                    tracing::warn!(peer, reason = %why, "a node refuses us");
+                    self.keeper.report(Progress::Refused { by, why: why.to_string() });
+                }
+                Event::NeighboursChanged => neighbours_changed = true,
+                Event::CacheChanged => {
+                    let due = self.prepared.core.now().instant + CACHE_DELAY;
+                    self.cache_due.get_or_insert(due);
+                }
+                Event::EchoReply { id, route, direct, round_trip } => {
+                    self.waiting.echo(id, route, direct, round_trip, &self.prepared.core);
+                }
+                Event::PeerUp { peer, route } => {
+                    tracing::info!(%peer, direct = route.is_direct(), "tunnel up");
+                    tracing::debug!(%peer, %route, "tunnel up");
+                }
+                Event::PeerDown { peer } => tracing::info!(%peer, "tunnel gone"),
+                Event::RouteChanged { peer, route } => {
+                    let direct = route.as_ref().map(|route| route.is_direct());
+                    tracing::info!(%peer, direct, "route changed");
+                    let route = route.as_ref().map(tracing::field::display);
+                    tracing::debug!(%peer, route, "route changed");
+                }
+            }
+        }
+        if neighbours_changed {
+            let nodes = self.prepared.core.node.neighbours().to_vec();
+            tracing::debug!(nodes = nodes.len(), "the set of nodes has changed");
+            for error in self.prepared.publisher.update(nodes) {
+                tracing::warn!(error = format!("{error:#}"), "the inside is out of date");
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the roster on disk if it is time, or `at_once`.
+    fn keep(&mut self, at_once: bool) {
+        let now = self.prepared.core.now().instant;
+        if !self.cache_due.is_some_and(|due| at_once || due <= now) {
+            return;
+        }
+        self.cache_due = None;
+        let cache = self.prepared.core.cache();
+        let store = self.prepared.store.clone();
+        let keep = move || {
+            if let Err(error) = store.keep_cache(&cache) {
+                tracing::warn!(error = format!("{error:#}"), "the roster is not kept");
+            }
+        };
+        if at_once {
+            keep();
+        } else {
+            // A home directory on a slow file server must not stop the tunnels.
+            tokio::task::spawn_blocking(keep);
+        }
+    }
+
+    /// Ends in good order: tells the peers, keeps what is known.
+    fn part(&mut self) {
+        self.prepared.core.leave();
+        self.keep(true);
+        tracing::info!("ending");
+    }
+}
+
+/// Lets tokio watch a descriptor for something to read.
+#[expect(
+    deprecated,
+    reason = "its unsafe successor asks for what an owned descriptor gives: to stay the same one"
+)]
+fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
