@@ -10,6 +10,7 @@ use super::{
     output::{Directive, Event, Neighbour, Output, PeerSlot},
 };
 use crate::{
+    path::route::Route,
     roster::{Key, addresses},
     wire::record::{Entry, Record, Refusal},
     words::{
@@ -188,7 +189,7 @@ impl Node {
             refused.push((*key, serial, why));
         }
         for (key, serial, why) in refused {
-            self.refuse(&key, why, Some(serial), now);
+            self.refuse(&key, why, Some(serial), None, now);
         }
     }
 
@@ -198,6 +199,7 @@ impl Node {
         key: &TransportKey,
         why: Refusal,
         serial: Option<Serial>,
+        via: Option<Route>,
         now: Now,
     ) {
         let evidence: Vec<Entry> = match why {
@@ -218,9 +220,9 @@ impl Node {
             | Refusal::OtherKey => Vec::new(),
         };
         if !evidence.is_empty() {
-            self.send(key, &Record::News { entries: evidence }, None, now);
+            self.send(key, &Record::News { entries: evidence }, via, now);
         }
-        self.send(key, &Record::Refused(why), None, now);
+        self.send(key, &Record::Refused(why), via, now);
         // The other machine with this key, the later one, shares the contact and keeps it.
         if why != Refusal::InUseElsewhere {
             self.put_away(key, now);

@@ -131,7 +131,7 @@ impl Node {
             Err(why) => {
                 tracing::debug!(?key, %why, "introduction refused");
                 let serial = introduction.certificate.peek::<Certificate>().ok().map(|c| c.serial);
-                self.refuse(key, why, serial, now);
+                self.refuse(key, why, serial, Some(origin), now);
                 return;
             }
         };
@@ -143,6 +143,8 @@ impl Node {
         let is_new_start = contact.trust.incarnation != Some(introduction.incarnation);
         if is_new_start {
             contact.reset_trust(introduction.incarnation);
+            // Perhaps on another machine: what was known of ways is void, but for the one it has just come by.
+            contact.paths.restart(origin, now.instant);
         }
         let was_open = contact.is_open();
         contact.guest = None;
@@ -157,6 +159,7 @@ impl Node {
         contact.introduction = if is_open { None } else { contact.introduction.or(Some(repeat)) };
         self.refusals.remove(key);
         if is_new_start {
+            self.route_may_have_changed(key);
             self.end_pairs_of(key, now);
             self.forget_relay(key, now);
         }

@@ -114,6 +114,12 @@ impl Paths {
         }
     }
 
+    /// The peer has started anew: only the way it has come by is known to work, both ways.
+    pub fn restart(&mut self, origin: Route, now: Instant) {
+        *self = Self::new(self.keepalive);
+        self.handle_proven(origin, now);
+    }
+
     /// The chosen route.
     pub fn primary(&self) -> Option<Route> {
         self.primary
@@ -357,7 +363,9 @@ impl Paths {
                 best = Some(candidate);
             }
         }
-        self.primary = best.map(|candidate| candidate.route);
+        // Having been silent is no reason to refuse the only way that answers now.
+        let last_resort = || self.candidates.iter().find(|candidate| candidate.is_proven());
+        self.primary = best.or_else(last_resort).map(|candidate| candidate.route);
     }
 }
 

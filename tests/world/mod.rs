@@ -100,9 +100,8 @@ impl Machine {
     }
 
     pub fn ended(&self) -> Option<String> {
-        self.events.iter().find_map(|event| match event {
-            Event::Ended { why } => Some(why.to_string()),
-            _ => None,
+        self.events.iter().find_map(|event| {
+            if let Event::Ended { why } = event { Some(why.to_string()) } else { None }
         })
     }
 }
