@@ -932,7 +932,8 @@ impl Node {
                 + time.since(self.roster.clock(clocks.wall)).min(Duration::from_secs(3600))
         });
         let contacts = self.contacts.values().filter_map(|contact| {
-            let is_up = contact.is_open() && contact.tunnel.is_established();
+            let is_up =
+                contact.is_open() && !contact.is_wireguard && contact.tunnel.is_established();
             let mut next = contact.next_timeout(is_up);
             if let Some(guest) = contact.guest {
                 let end = guest.since + GUEST_PATIENCE;

@@ -13,6 +13,7 @@ use clusternet::{
         output::{Event, Output as NodeOutput},
     },
     path::route::{Egress, Route, SocketId},
+    tunnel::{Sink, Tunnel},
     wire::{record::Entry, relay},
     words::{
         certificate::{BACKDATE, Certificate, Roles},
@@ -33,6 +34,8 @@ pub const PORT: u16 = 51820;
 /// One machine: its node, and what came out of it.
 pub struct Machine {
     pub node: Option<Node>,
+    /// A plain WireGuard program in its stead, and where its peer is.
+    pub plain: Option<(Tunnel, SocketAddr)>,
     pub delivered: Vec<Vec<u8>>,
     pub events: Vec<Event>,
     relays: Vec<(relay::RelayIndex, Route, Route)>,
@@ -49,6 +52,14 @@ impl Machine {
     fn drain(&mut self, now: Now) -> Output {
         let mut transmits = std::mem::take(&mut self.forwarded);
         let mut lookups: Vec<(String, u16)> = Vec::new();
+        if let Some((tunnel, _)) = &mut self.plain {
+            let mut sink = Sink::default();
+            tunnel.handle_timeout(now, &mut sink);
+            let wake = tunnel.next_timeout();
+            self.take_sink(sink);
+            transmits.append(&mut self.forwarded);
+            return Output { transmits, wake };
+        }
         let wake = loop {
             let Some(output) = self.node.as_mut().map(Node::poll_output) else { break None };
             match output {
@@ -76,6 +87,27 @@ impl Machine {
             }
         };
         Output { transmits, wake }
+    }
+
+    fn take_sink(&mut self, sink: Sink) {
+        let Some((_, to)) = &self.plain else { return };
+        let to = *to;
+        self.delivered.extend(sink.packets);
+        let transmits = sink.datagrams.into_iter();
+        self.forwarded.extend(transmits.map(|bytes| Transmit {
+            local: unspecified(&to),
+            to,
+            bytes,
+        }));
+    }
+
+    /// A program on a plain WireGuard machine sends a packet.
+    pub fn send_plain(&mut self, packet: &[u8], now: Now) {
+        let mut sink = Sink::default();
+        if let Some((tunnel, _)) = &mut self.plain {
+            tunnel.seal(packet, now, &mut sink);
+        }
+        self.take_sink(sink);
     }
 
     /// What a worker does with relay directives.
@@ -108,6 +140,13 @@ impl Machine {
 
 impl Host for Machine {
     fn handle_datagram(&mut self, _: SocketAddr, from: SocketAddr, bytes: &[u8], now: Now) {
+        if let Some((tunnel, _)) = &mut self.plain {
+            let mut sink = Sink::default();
+            // What does not open is dropped, as a plain program does.
+            let _ = tunnel.handle_datagram(bytes, now, &mut sink);
+            self.take_sink(sink);
+            return;
+        }
         let origin =
             Route { egress: Egress::Udp { socket: SocketId(0), endpoint: from }, relay: None };
         let Some((index, inner)) = relay::split(bytes) else {
@@ -220,7 +259,7 @@ impl World {
             number: NodeNumber(number),
             ipv4: NodeNumber(number).ipv4(&self.network.ipv4).expect("small"),
             transport: transport.public(),
-            host: Some(host.public()),
+            host: (!roles.is_wireguard()).then(|| host.public()),
             owner: None,
             roles,
             not_before: wall.minus(BACKDATE),
@@ -290,12 +329,43 @@ impl World {
         node.handle_interfaces(&interfaces, PORT, now);
         Machine {
             node: Some(node),
+            plain: None,
             delivered: Vec::new(),
             events: Vec::new(),
             relays: Vec::new(),
             forwarded: Vec::new(),
             interfaces,
         }
+    }
+
+    /// A plain WireGuard program with the master as its peer.
+    pub fn start_plain(
+        &mut self,
+        identity: &Identity,
+        head: &Identity,
+        endpoint: &str,
+        site: SiteId,
+        addresses: &[&str],
+    ) -> HostId {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
+        let key = head.certificate.transport;
+        let tunnel = Tunnel::new(&identity.transport, &key, 7, self.net.now());
+        let machine = Machine {
+            node: None,
+            plain: Some((tunnel, endpoint.parse().expect("literal"))),
+            delivered: Vec::new(),
+            events: Vec::new(),
+            relays: Vec::new(),
+            forwarded: Vec::new(),
+            interfaces: Vec::new(),
+        };
+        self.net.host(site, &addresses, machine)
+    }
+
+    /// A certificate for a plain WireGuard program.
+    pub fn issue_plain(&mut self, name: &str) -> Identity {
+        let drawn = Identity::draw(name, self.seed);
+        self.certify(drawn, Roles::WIREGUARD, Duration::from_secs(86_400))
     }
 
     pub fn start(&mut self, identity: &Identity, site: SiteId, addresses: &[&str]) -> HostId {
@@ -365,6 +435,11 @@ impl World {
 }
 
 impl Identity {
+    /// What a thief of the key file has.
+    pub fn transport_secret(&self) -> TransportSecret {
+        self.transport.clone()
+    }
+
     fn draw(name: &str, seed: u64) -> (String, TransportSecret, SigningSecret) {
         let mut bytes = [7; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());
