@@ -2,7 +2,6 @@
 
 #[doc(hidden)]
 pub mod builder;
-#[allow(dead_code, reason = "the place of `serve` is held by a stub")]
 mod control;
 mod inside;
 mod keeper;
@@ -11,7 +10,6 @@ mod runtime;
 mod serve;
 #[doc(hidden)]
 pub mod ssh;
-#[allow(dead_code, reason = "the place of `serve` is held by a stub")]
 mod start;
 
 use std::{ffi::OsString, process::ExitCode};
