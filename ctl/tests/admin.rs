@@ -4,14 +4,15 @@
 use std::{
     collections::HashSet,
     fs,
-    io::Write,
-    os::unix::fs::PermissionsExt,
+    io::{BufRead, BufReader, Write},
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::mpsc,
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// A directory to work in.
@@ -41,6 +42,8 @@ impl Desk {
         let mut command = Command::new(env!("CARGO_BIN_EXE_clusternet"));
         command.args(line.split_whitespace()).current_dir(self.0.path()).env_clear();
         command.env("HOME", self.0.path()).env("XDG_RUNTIME_DIR", self.0.path());
+        // For users whom this machine does not know by name.
+        command.env("LOGNAME", "alice");
         command.stdin(Stdio::null());
         command
     }
@@ -717,6 +720,102 @@ fn update_without_a_daemon_says_so_with_status_3() {
         let told = desk.fails(&format!("update {file}"), 1);
         assert!(told.contains(why), "{told}");
     }
+}
+
+/// Answers as a daemon of one network would, and remembers the files it was given.
+struct FakeDaemon {
+    given: mpsc::Receiver<String>,
+}
+
+impl FakeDaemon {
+    /// `answer` is the whole reply to an update.
+    fn start(desk: &Desk, instance: &str, authority: &str, answer: Value) -> Self {
+        let directory = desk.path("clusternet").join(instance);
+        fs::create_dir_all(&directory).unwrap();
+        for private in [directory.as_path(), directory.parent().unwrap()] {
+            fs::set_permissions(private, fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        let listener = UnixListener::bind(directory.join("control")).unwrap();
+        let hello = json!({
+            "reply": "hello", "version": "0", "keeper": 1, "network": "lab", "instance": instance,
+            "network_id": network_id(authority),
+        });
+        let (give, given) = mpsc::channel();
+        // Ends with the test process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut line = String::new();
+                let _ = BufReader::new(&stream).read_line(&mut line);
+                let Ok(request) = serde_json::from_str::<Value>(&line) else { continue };
+                let reply = if request["request"] == "update" {
+                    give.send(request["text"].as_str().unwrap().to_owned()).unwrap();
+                    &answer
+                } else {
+                    &hello
+                };
+                let _ = stream.write_all(format!("{reply}\n").as_bytes());
+            }
+        });
+        Self { given }
+    }
+
+    fn given(&self) -> Vec<String> {
+        self.given.try_iter().collect()
+    }
+}
+
+fn network_id(authority: &str) -> String {
+    let authority = authority.parse().unwrap();
+    clusternet::words::id::NetworkId::of(&authority).0.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn what_is_signed_is_handed_to_the_running_node_of_the_network_alone() {
+    let desk = Desk::with_network();
+    desk.ok("init other --master head --endpoint udp://h:1 --owner none");
+    let authority = desk.inspect("lab/master.toml")["authority"].as_str().unwrap().to_owned();
+    let foreign = desk.inspect("other/master.toml")["authority"].as_str().unwrap().to_owned();
+    let taken = json!({ "reply": "update", "taken": "1 revocation", "confirmed": 2, "nodes": 3 });
+    let daemon = FakeDaemon::start(&desk, "night", &authority, taken.clone());
+    let stranger = FakeDaemon::start(&desk, "day", &foreign, taken);
+    desk.ok("issue a --dir lab");
+    assert_eq!(daemon.given(), [""; 0], "a new node is news to nobody before it joins");
+    let told = desk.ok("revoke a --dir lab");
+    let wanted = "instance night has taken 1 revocation; confirmed by 2 of 3 nodes";
+    assert!(told.contains(wanted), "{told}");
+    assert_eq!(daemon.given(), [desk.read("lab/revocations")]);
+    desk.ok("issue gate --dir lab --role master --endpoint udp://gate:1");
+    assert_eq!(daemon.given(), [desk.read("lab/master.toml")]);
+    desk.ok("issue phone --dir lab --wireguard PT4bOr9qvQfM8lt9W+K4luUPHeFN0iG70PsdiXA6H5Y=");
+    assert_eq!(daemon.given(), [desk.read("lab/phone.cert")]);
+    desk.ok("issue head --dir lab");
+    assert_eq!(daemon.given(), [desk.read("lab/head.cert")]);
+
+    for file in ["lab/revocations", "lab/master.toml", "lab/phone.cert"] {
+        assert!(desk.ok(&format!("update {file}")).contains(wanted), "{file}");
+        assert_eq!(daemon.given(), [desk.read(file)]);
+    }
+    desk.ok("update lab/head.key");
+    assert_eq!(daemon.given(), [desk.read("lab/head.cert")], "and no secret");
+    assert_eq!(stranger.given(), [""; 0]);
+    desk.ok("update lab/revocations --on day");
+    assert_eq!((stranger.given().len(), daemon.given().len()), (1, 0));
+    desk.fails("update lab/revocations --on evening", 3);
+}
+
+#[test]
+fn a_daemon_that_refuses_is_told_about() {
+    let desk = Desk::with_network();
+    let authority = desk.inspect("lab/master.toml")["authority"].as_str().unwrap().to_owned();
+    let no = json!({ "reply": "error", "message": "this list is older than the one known" });
+    let _daemon = FakeDaemon::start(&desk, "lab", &authority, no);
+    desk.ok("issue a --dir lab");
+    let told = desk.ok("revoke a --dir lab");
+    assert!(told.contains("revoked a: serial 2"), "what is signed is signed: {told}");
+    let wanted = "instance lab did not take it: this list is older than the one known";
+    assert!(told.contains(wanted), "{told}");
+    insta::assert_snapshot!(desk.fails("update lab/revocations", 1).trim(), @"clusternet: instance lab: this list is older than the one known");
 }
 
 #[test]

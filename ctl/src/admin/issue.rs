@@ -266,10 +266,11 @@ fn tell(
         ));
     }
 
-    if wireguard || issued.network_changed {
+    let spread = wireguard || issued.renewed;
+    if spread || issued.network_changed {
         let cert = CertFile { authority: ledger.authority, certificate: certificate.clone() };
         let texts = [
-            wireguard.then(|| cert.render()),
+            spread.then(|| cert.render()),
             issued.network_changed.then(|| file::read_text(&master, MAX_FILE)).transpose()?,
         ];
         for text in texts.into_iter().flatten() {
