@@ -1,5 +1,4 @@
 //! Finds and reads a node's key file, and the `.cert` that may lie beside it.
-#![allow(dead_code, reason = "join uses it next")]
 
 use std::path::{Path, PathBuf};
 
@@ -14,6 +13,8 @@ use clusternet::{
     sys::file::{self, FileAccessError},
     words::time::Timestamp,
 };
+
+use crate::place;
 
 /// A key file that was found.
 #[derive(Debug)]
@@ -61,15 +62,6 @@ impl Found {
     }
 }
 
-/// Reads `master.toml`.
-///
-/// # Errors
-/// Missing, malformed, or changed after it was signed.
-pub(crate) fn read_master(path: &Path) -> anyhow::Result<MasterFile> {
-    let text = file::read_text(path, MAX_FILE)?;
-    MasterFile::parse(&text).with_context(|| path.display().to_string())
-}
-
 /// Finds the key file to join the network of `master` with, which was read from `path`: `--key`, else `[node] key`, else
 /// beside `master.toml`, else in this user's configuration.
 ///
@@ -83,7 +75,7 @@ pub(crate) fn find(
     let directory = file::directory_of(path);
     let hostname = nix::unistd::gethostname().unwrap_or_default();
     let keys_there = keys_in(&directory);
-    let config_home = config_home();
+    let config_home = place::config_home();
     let places = key::places(&Search {
         key: explicit,
         node_key: master.node.key.as_deref(),
@@ -122,13 +114,6 @@ fn keys_in(directory: &Path) -> Vec<PathBuf> {
         .collect();
     keys.sort();
     keys
-}
-
-/// `$XDG_CONFIG_HOME`, else `~/.config`.
-fn config_home() -> Option<PathBuf> {
-    let absolute =
-        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")))
 }
 
 #[cfg(test)]
@@ -176,7 +161,7 @@ mod tests {
         let (path, master, key) = network(directory.path());
         let there = directory.path().join("head.key");
         file::replace(&there, key.render().as_bytes(), 0o600).unwrap();
-        let found = find(&path, &read_master(&path).unwrap(), None).unwrap();
+        let found = find(&path, &master, None).unwrap();
         assert_eq!(found.path, there);
         let identity = found.identity(&master, NOW).unwrap();
         assert_eq!(identity.key_file().render().as_str(), key.render().as_str());

@@ -4,7 +4,6 @@
 //! 3 no daemon; `run` answers with its command's own. A reader that goes away early (`| head`) is success.
 
 mod admin;
-mod clock;
 mod control;
 mod exit;
 mod keyfile;

@@ -12,7 +12,7 @@ use clusternet::{
         cert::CertFile,
         key::{AuthorityFile, KeyFile, Secrets},
     },
-    sys::file,
+    sys::{clock, file},
     words::{id::Owner, key::SigningSecret},
 };
 use nix::unistd::{Uid, User};
@@ -21,10 +21,10 @@ use super::{
     InitArgs, OwnerArg,
     directory::{self, Directory, PRIVATE},
 };
-use crate::{clock, exit, output};
+use crate::{exit, output};
 
 pub(super) fn run(args: InitArgs) -> anyhow::Result<u8> {
-    let now = clock::wall();
+    let now = clock::now().wall;
     let not_after = super::validity(&args.valid, now)?;
     let owner = match args.owner {
         Some(OwnerArg(owner)) => owner,

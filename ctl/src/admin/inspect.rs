@@ -13,7 +13,7 @@ use clusternet::{
         request::RequestFile,
         revocations::RevocationsFile,
     },
-    sys::file,
+    sys::{clock, file},
     words::{
         certificate::{Certificate, Validity},
         id::NetworkId,
@@ -26,7 +26,7 @@ use clusternet::{
 use zeroize::Zeroizing;
 
 use super::{InspectArgs, fields::Fields, issue::is_standard_stream};
-use crate::{clock, output};
+use crate::output;
 
 pub(super) fn run(args: InspectArgs) -> anyhow::Result<u8> {
     let path = &args.file;
@@ -46,7 +46,7 @@ pub(super) fn run(args: InspectArgs) -> anyhow::Result<u8> {
 }
 
 fn describe(path: &Path, text: &str) -> anyhow::Result<Fields> {
-    let now = clock::wall();
+    let now = clock::now().wall;
     let Some(kind) = FileKind::of(text)? else {
         bail!("is no file of a network: it has none of the tables that those begin with");
     };

@@ -17,7 +17,10 @@ use clusternet::{
         key::{KeyFile, Secrets},
         request::RequestFile,
     },
-    sys::file::{self, FileAccessError},
+    sys::{
+        clock,
+        file::{self, FileAccessError},
+    },
     words::{id::Name, time::Timestamp},
 };
 
@@ -26,7 +29,7 @@ use super::{
     directory::{Directory, PRIVATE, PUBLIC},
     hand_over, wireguard,
 };
-use crate::{Context, clock, output};
+use crate::{Context, output};
 
 /// What the certificate is for, and where it goes.
 enum Work {
@@ -38,7 +41,7 @@ enum Work {
 
 pub(super) fn run(args: IssueArgs, context: Context) -> anyhow::Result<u8> {
     check_name(&args.name)?;
-    let now = clock::wall();
+    let now = clock::now().wall;
     let not_after = super::validity(&args.valid, now)?;
     let mut directory = Directory::open(&args.ledger)?;
     if args.wireguard.is_some() {

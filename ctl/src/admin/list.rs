@@ -2,12 +2,13 @@
 
 use clusternet::{
     config::ledger::{Ledger, Standing},
+    sys::clock,
     words::{certificate::Certificate, time::Timestamp},
 };
 use serde::Serialize;
 
 use super::{ListArgs, directory};
-use crate::{clock, output};
+use crate::output;
 
 #[derive(Serialize)]
 struct Entry {
@@ -61,7 +62,7 @@ fn entry(ledger: &Ledger, certificate: &Certificate, now: Timestamp) -> Entry {
 }
 
 pub(super) fn run(args: ListArgs) -> anyhow::Result<u8> {
-    let now = clock::wall();
+    let now = clock::now().wall;
     let ledger = directory::read(&directory::find(&args.ledger)?)?;
     let mut certificates: Vec<Entry> =
         ledger.certificates.iter().map(|c| entry(&ledger, c, now)).collect();

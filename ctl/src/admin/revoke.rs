@@ -1,12 +1,12 @@
 //! `clusternet revoke`: certificates are taken back.
 
-use clusternet::words::id::Name;
+use clusternet::{sys::clock, words::id::Name};
 
 use super::{RevokeArgs, directory::Directory, hand_over};
-use crate::{Context, clock, output};
+use crate::{Context, output};
 
 pub(super) fn run(args: RevokeArgs, context: Context) -> anyhow::Result<u8> {
-    let now = clock::wall();
+    let now = clock::now().wall;
     let mut directory = Directory::open(&args.ledger)?;
     let revoked = directory.authority.revoke(&args.target, now).map_err(super::refused)?;
     directory.commit()?;
