@@ -18,14 +18,14 @@ use nix::{
     sys::{
         prctl,
         resource::{Resource, setrlimit},
-        signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask},
+        signal::{SigHandler, Signal, kill, signal},
         stat::Mode,
         wait::{WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid},
 };
 
-use super::{fd::FileId, poll};
+use super::{clock, fd::FileId, poll};
 
 /// How many threads this process has.
 ///
@@ -169,8 +169,7 @@ pub fn close_from(first: RawFd, keep: &[RawFd]) -> io::Result<()> {
 }
 
 /// Hands descriptors to the program `command` starts: in the child they stay open under the numbers they have here (returned in
-/// order), while in this process they stay closed on exec. They are kept open as long as `command` lives. The child starts with no
-/// signal blocked or ignored.
+/// order), while in this process they stay closed on exec. They are kept open as long as `command` lives.
 pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> Vec<RawFd> {
     let numbers: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
     let start = move || {
@@ -180,21 +179,11 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> Vec<RawFd> {
                 return Err(io::Error::last_os_error());
             }
         }
-        reset_signals();
         Ok(())
     };
-    // SAFETY: between fork and exec only fcntl, signal and sigprocmask are called: all async-signal-safe, none allocates.
+    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe, and nothing allocates.
     unsafe { command.pre_exec(start) };
     numbers
-}
-
-/// Default actions and an empty mask, as a program expects to be started. Rust ignores SIGPIPE, which children would inherit.
-fn reset_signals() {
-    for number in [Signal::SIGPIPE, Signal::SIGCHLD, Signal::SIGHUP, Signal::SIGINT] {
-        // SAFETY: installs the default action; async-signal-safe.
-        let _ = unsafe { signal(number, SigHandler::SigDfl) };
-    }
-    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
 }
 
 /// Restores SIGPIPE's default action before this process execs a user's program: Rust's start-up ignores it, and an ignored signal
@@ -255,8 +244,9 @@ fn command_line(process: &Path) -> String {
 }
 
 /// Sends `signal` to every process inside `namespace` except `spare`, and waits up to `patience` for all of them to end. Each is
-/// held by a pidfd and asked again where it is before the signal, so no number is hit that has been given to somebody else.
-/// Returns those that are still there.
+/// held by a pidfd and looked at again before the signal, so no number is hit that has been given to somebody else (on a kernel
+/// without pidfds the moment between look and signal remains). Returns those that are inside then; processes may have been started
+/// meanwhile, so a caller that wants none asks again.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -266,25 +256,37 @@ pub fn end_inside(
     spare: &[i32],
     patience: Duration,
 ) -> io::Result<Vec<Found>> {
+    /// How often to look where nothing tells us.
+    const GLANCE: Duration = Duration::from_millis(20);
     let namespace = namespace.as_fd();
     let wanted = FileId::of(namespace)?;
-    let mut held = Vec::new();
+    let (mut held, mut named) = (Vec::new(), Vec::new());
     for process in inside(namespace)? {
         if spare.contains(&process.pid) {
             continue;
         }
-        let Ok(pidfd) = PidFd::open(process.pid) else { continue };
-        if is_inside(process.pid, wanted) && pidfd.signal(signal).is_ok() {
-            held.push(pidfd);
+        match PidFd::open(process.pid) {
+            Ok(pidfd) => {
+                if is_inside(process.pid, wanted) && pidfd.signal(signal).is_ok() {
+                    held.push(pidfd);
+                }
+            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+                if kill(Pid::from_raw(process.pid), signal).is_ok() {
+                    named.push(process.pid);
+                }
+            }
+            // It has ended.
+            Err(_) => {}
         }
     }
-    let mut left = patience;
+    let deadline = clock::since_boot().saturating_add(patience);
+    let left = || deadline.saturating_sub(clock::since_boot());
     for pidfd in held {
-        let before = super::clock::since_boot();
-        if !pidfd.wait(left)? {
-            break;
-        }
-        left = left.saturating_sub(super::clock::since_boot().saturating_sub(before));
+        pidfd.wait(left())?;
+    }
+    while named.iter().any(|pid| is_inside(*pid, wanted)) && !left().is_zero() {
+        std::thread::sleep(GLANCE);
     }
     Ok(inside(namespace)?.into_iter().filter(|process| !spare.contains(&process.pid)).collect())
 }

@@ -54,7 +54,7 @@ pub(super) fn put_on(view: &View) -> Result<Vec<String>, Failed> {
     }
     for nscd in ["/run/nscd", "/var/run/nscd"] {
         // The host's name cache would answer with the host's view.
-        if Path::new(nscd).is_dir() && !is_empty(nscd) {
+        if Path::new(nscd).is_dir() {
             tmpfs(nscd).map_err(|e| Failed::new(format!("cover {nscd}"), e))?;
         }
     }
@@ -116,11 +116,6 @@ fn fresh_sysfs() -> io::Result<()> {
         let _ = bind(Path::new(&source), "/sys/fs/cgroup");
     }
     Ok(())
-}
-
-fn is_empty(directory: &str) -> bool {
-    // One that may not be listed may hold a socket.
-    fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn tmpfs(target: &str) -> io::Result<()> {
