@@ -31,7 +31,10 @@ use std::{
 use anyhow::{Context, bail};
 use clusternet::{
     api::Progress,
-    config::{key::KeyFile, master::MasterFile},
+    config::{
+        key::KeyFile,
+        master::{Listen, MasterFile},
+    },
     dataplane::{
         drops::Counters,
         punt,
@@ -42,7 +45,7 @@ use clusternet::{
     path::route::SocketId,
     sys::{fd::Wake, process, tun::Queue},
     wire::message::Mac1Key,
-    words::{endpoint::Endpoint, time::Now},
+    words::{certificate::Certificate, endpoint::Endpoint, time::Now},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -173,6 +176,16 @@ struct Prepared {
     _worker: Handle,
 }
 
+/// A master is looked for at the port of its first UDP endpoint, so that is where it listens unless `[node] listen` says otherwise
+/// (a port that a router forwards).
+fn listen_as_master(master: &MasterFile, own: &Certificate) -> Option<Listen> {
+    let entry = master.network.master(&own.transport)?;
+    entry.endpoints.iter().find_map(|endpoint| match endpoint {
+        Endpoint::Udp { port, .. } => Some(Listen { address: None, port: *port }),
+        Endpoint::Tcp { .. } | Endpoint::Ssh { .. } => None,
+    })
+}
+
 async fn prepare(
     about: &ServeStart,
     queue: Queue,
@@ -187,7 +200,8 @@ async fn prepare(
     let own = [certificate.ipv4.into(), certificate.ipv6().into()];
 
     // Stage 8.
-    let (udp, port) = socket::bind(master.node.listen, &store)?;
+    let listen = master.node.listen.or_else(|| listen_as_master(&master, &certificate));
+    let (udp, port) = socket::bind(listen, &store)?;
     let (udp, queue) = (Arc::new(udp), Arc::new(queue));
 
     // Stage 9.
