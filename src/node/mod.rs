@@ -89,6 +89,9 @@ const CLOCK_JUMP: Duration = Duration::from_secs(2);
 /// How often the roster is purged, the announcements that were held back are released, and allocations expire.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
+/// How long to sleep when nothing at all is due.
+const NOTHING_DUE: Duration = Duration::from_secs(3600);
+
 /// Pings that wait for an answer at once.
 const MAX_ECHOES: usize = 1024;
 
@@ -177,6 +180,7 @@ pub struct Node {
     draw: Draw,
     record_id: u32,
     outputs: VecDeque<Output>,
+    made: Instant,
     clocks: Option<Now>,
     next_review: Option<Timestamp>,
     next_housekeeping: Option<Instant>,
@@ -224,6 +228,7 @@ impl Node {
             draw,
             record_id: 0,
             outputs: VecDeque::new(),
+            made: now.instant,
             clocks: None,
             next_review: None,
             next_housekeeping: None,
@@ -921,8 +926,7 @@ impl Node {
 
     fn next_timeout(&self) -> Instant {
         let Some(clocks) = self.clocks else {
-            // Not started: there is no clock to count from but the caller's, who has not called yet.
-            return self.next_housekeeping.unwrap_or_else(far_future);
+            return self.next_housekeeping.unwrap_or(self.made + NOTHING_DUE);
         };
         if self.has_ended {
             return clocks.instant + Duration::from_secs(3600);
@@ -946,18 +950,12 @@ impl Node {
             .chain(self.next_housekeeping)
             .chain(self.announcer.next_timeout())
             .min()
-            .unwrap_or_else(far_future)
+            .unwrap_or(clocks.instant + NOTHING_DUE)
     }
 
     fn assert_drained(&self) {
         debug_assert!(self.outputs.is_empty(), "drain poll_output before the next change");
     }
-}
-
-/// Somewhere to sleep until when nothing at all is due.
-#[expect(clippy::disallowed_methods, reason = "never compared with anything that happened")]
-fn far_future() -> Instant {
-    Instant::now() + Duration::from_secs(3600)
 }
 
 /// Whose guest a stranger is: an IPv6 host has a whole /64.

@@ -8,7 +8,8 @@
 //!    anyway. [`REKEY_TIMEOUT`] passes between initiations, whoever asks; [`REKEY_ATTEMPT_TIME`] after the first the
 //!    attempt is given up and [`Sink::expired`] is said.
 //! 2. The initiator is *established* by the response, the responder by the first transport data under the new keys
-//!    ([`Sink::established`]): until then it sends nothing but the response. Staged packets follow at once.
+//!    ([`Sink::established`]): until then it sends nothing but the response, and that again for each copy of the same
+//!    initiation, since copies may come over several ways. Staged packets follow at once.
 //! 3. The initiator makes new keys when it sends under keys older than [`REKEY_AFTER_TIME`], or receives under keys
 //!    about to reach [`REJECT_AFTER_TIME`]. Data that is not answered by data is answered by a keepalive after
 //!    [`KEEPALIVE_TIMEOUT`]; data that nothing comes back for starts a handshake, [`REKEY_TIMEOUT`] later than that.
@@ -76,6 +77,8 @@ pub const INDEX_MAX: u32 = (1 << 24) - 1;
 
 /// boringtun counts its sessions modulo this, by the low bits of the index.
 const SESSIONS: usize = 8;
+/// An initiation without its mac2: all that is proved by mac1 or sealed.
+const SIGNED_LEN: usize = INITIATION_LEN - 16;
 /// Counters from here on are refused: boringtun adds to them without care (WireGuard §6.1 rejects only the last 2^13).
 const COUNTER_END: u64 = 1 << 63;
 /// boringtun's clock is read after ours: deadlines at which it must have acted by itself are looked at again so much later.
@@ -107,7 +110,7 @@ pub enum TunnelError {
     /// An initiation that is not younger than the last one: a replay, or the peer's clock went back.
     #[error("the initiation is not younger than the last")]
     WrongTimestamp,
-    /// The same initiation again: the network doubled it.
+    /// The same initiation again, whose answer has arrived or is too old.
     #[error("the same initiation again")]
     Duplicate,
     /// Opened (so the peer lives), but what was sealed is not an IP packet.
@@ -186,8 +189,8 @@ pub struct Tunnel {
     attempt: Option<Attempt>,
     /// When the newest keys were made, by whichever side began; `None` after everything was erased.
     newest: Option<Newest>,
-    /// The ephemeral key of the last initiation that was accepted.
-    last_seen_initiation: Option<[u8; 32]>,
+    /// The last initiation that was accepted, without its mac2, and what was answered.
+    answered_last: Option<(Vec<u8>, Vec<u8>)>,
     last_initiation: Option<Instant>,
     last_established: Option<Instant>,
     last_received: Option<Instant>,
@@ -236,7 +239,7 @@ impl Tunnel {
             current: None,
             attempt: None,
             newest: None,
-            last_seen_initiation: None,
+            answered_last: None,
             last_initiation: None,
             last_established: None,
             last_received: None,
@@ -276,8 +279,10 @@ impl Tunnel {
         match message {
             Message::Relay { .. } => return Err(TunnelError::Malformed),
             Message::Data { counter: COUNTER_END.., .. } => return Err(TunnelError::Replayed),
-            Message::Initiation { .. } if self.last_seen_initiation == ephemeral(datagram) => {
-                return Err(TunnelError::Duplicate);
+            Message::Initiation { .. } if self.has_answered(datagram) => {
+                let again = self.answer_again(now).ok_or(TunnelError::Duplicate)?;
+                out.datagrams.push(again);
+                return Ok(());
             }
             Message::Initiation { .. }
             | Message::Response { .. }
@@ -328,8 +333,7 @@ impl Tunnel {
             }
             (Message::Initiation { .. }, Ok(Some((len, false)))) => {
                 buffer.truncate(len);
-                self.last_seen_initiation = ephemeral(datagram);
-                self.responded(&buffer, now);
+                self.responded(datagram, &buffer, now);
                 out.datagrams.push(buffer);
                 Ok(())
             }
@@ -539,7 +543,8 @@ impl Tunnel {
     }
 
     /// A response was made: new keys, which the initiator has yet to use.
-    fn responded(&mut self, response: &[u8], now: Now) {
+    fn responded(&mut self, initiation: &[u8], response: &[u8], now: Now) {
+        self.answered_last = Some((initiation[..SIGNED_LEN].to_vec(), response.to_vec()));
         if self.attempt.take().is_some() || !self.staged.is_empty() {
             // Both have initiated: boringtun repeats its own initiation no more, and if both responses are lost neither end
             // would begin again.
@@ -549,6 +554,23 @@ impl Tunnel {
         self.deadlines.stop(Timer::GiveUp);
         self.made_keys(sender(response), false, now);
         self.sent_authenticated(now);
+    }
+
+    /// Whether this is the initiation that was answered last; mac2 aside, which may differ and proves nothing.
+    fn has_answered(&self, initiation: &[u8]) -> bool {
+        self.answered_last
+            .as_ref()
+            .is_some_and(|(answered, _)| initiation.get(..SIGNED_LEN) == Some(answered))
+    }
+
+    /// The same response for the same initiation, while the initiator may still be waiting for it: copies come over
+    /// several ways at once, and not every way leads back.
+    fn answer_again(&self, now: Now) -> Option<Vec<u8>> {
+        let (_, response) = self.answered_last.as_ref()?;
+        let session = self.session(sender(response))?;
+        let waits = !session.confirmed
+            && now.instant.saturating_duration_since(session.made) < REKEY_TIMEOUT;
+        waits.then(|| response.clone())
     }
 
     /// A response to our initiation `index` was accepted.
@@ -791,11 +813,6 @@ pub fn anonymous(datagram: &[u8], secret: &TransportSecret) -> Result<TransportK
             Err(TunnelError::Malformed)
         }
     }
-}
-
-/// The ephemeral key in an initiation: never the same in two of them.
-fn ephemeral(initiation: &[u8]) -> Option<[u8; 32]> {
-    initiation.get(8..)?.first_chunk().copied()
 }
 
 /// The sender index of an initiation or response that boringtun made.
