@@ -198,6 +198,7 @@ fn all_records() -> Vec<Record> {
             incarnation: Incarnation(7),
             accepted_incarnation: Incarnation(8),
             knowledge,
+            wants_answer: true,
             suites: 3,
             features: 1,
             time: Timestamp(NOW.0),
