@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod account;
 pub mod clock;
+mod datagram;
 pub mod enter;
 pub mod fd;
 pub mod file;
@@ -22,6 +23,7 @@ pub mod poll;
 pub mod probe;
 pub mod process;
 pub mod session;
+mod source;
 pub mod tun;
 pub mod udp;
 mod view;

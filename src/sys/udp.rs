@@ -5,6 +5,8 @@
 //! over IPv4 the don't-fragment bit is off and what ICMP claims about the path is not believed (`IP_PMTUDISC_OMIT`: fragments are
 //! made here for the interface's MTU, and by routers after that; nobody can shrink the path by a forged message). Over IPv6 only
 //! the sender makes fragments, so there ICMP must be heard (`IPV6_PMTUDISC_WANT`, never below 1280).
+//!
+//! Addresses. What is sent to an endpoint leaves from the address of ours that the endpoint last wrote to ([`super::source`]).
 
 use std::{
     io,
@@ -20,7 +22,7 @@ use nix::{
     },
 };
 
-use super::OsError;
+use super::{OsError, clock, datagram, source::Sources};
 
 /// What the socket asks for, bytes: about 3 ms of ten gigabits. Without privilege the kernel grants `net.core.rmem_max`.
 const BUFFER: usize = 4 << 20;
@@ -47,6 +49,8 @@ pub enum SendOutcome {
 pub struct Udp {
     socket: UdpSocket,
     family: Family,
+    /// Where the socket is bound to every address.
+    sources: Option<Sources>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +113,16 @@ impl Udp {
             let want = libc::IPV6_PMTUDISC_WANT;
             set_number(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, want)?;
         }
-        Ok(Self { socket: socket.into(), family })
+        let sources = address.ip().is_unspecified().then(Sources::new);
+        if sources.is_some() {
+            let (level, option) = match family {
+                Family::V4 => (libc::IPPROTO_IP, libc::IP_PKTINFO),
+                // IPv4 datagrams tell their address in the mapped form.
+                Family::V6 | Family::Dual => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
+            };
+            set_number(&socket, level, option, 1)?;
+        }
+        Ok(Self { socket: socket.into(), family, sources })
     }
 
     /// The port it is bound to.
@@ -128,9 +141,14 @@ impl Udp {
         Ok(getsockopt(&self.socket, sockopt::RcvBuf)?)
     }
 
+    /// To be called when this machine's addresses or routes have changed: what is sent next leaves from where routing says.
+    pub fn forget_sources(&self) {
+        self.sources.iter().for_each(Sources::forget_all);
+    }
+
     /// Sends one datagram.
     pub fn send_to(&self, datagram: &[u8], endpoint: SocketAddr) -> SendOutcome {
-        let endpoint = match (self.family, endpoint) {
+        let name = match (self.family, endpoint) {
             (Family::V4, SocketAddr::V6(_)) | (Family::V6, SocketAddr::V4(_)) => {
                 return SendOutcome::Unreachable;
             }
@@ -141,12 +159,21 @@ impl Udp {
                 SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
             }
         };
+        let mut own = self.sources.as_ref().and_then(|s| s.towards(endpoint, clock::since_boot()));
         loop {
-            match self.socket.send_to(datagram, endpoint) {
-                Ok(_) => return SendOutcome::Sent,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return outcome(OsError::of(&error)),
+            let Err(error) = datagram::send(self.socket.as_fd(), datagram, name, own) else {
+                return SendOutcome::Sent;
+            };
+            let error = OsError::of(&error);
+            if error.is(libc::EINTR) {
+                continue;
             }
+            let outcome = outcome(error);
+            if outcome != SendOutcome::Unreachable || own.take().is_none() {
+                return outcome;
+            }
+            // The address may be ours no more: once again from whichever there is.
+            self.sources.iter().for_each(|sources| sources.forget(endpoint));
         }
     }
 
@@ -156,13 +183,29 @@ impl Udp {
     /// `WouldBlock`: there is none; anything else: the socket is of no more use.
     pub fn receive_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         loop {
-            match self.socket.recv_from(buf) {
-                Ok((length, origin)) => return Ok((length, canonical(origin))),
+            match datagram::receive(self.socket.as_fd(), buf) {
+                Ok((length, origin, own)) => {
+                    let origin = canonical(origin);
+                    if let (Some(sources), Some(own)) = (&self.sources, own)
+                        && may_be_source(own)
+                    {
+                        sources.heard(origin, own, clock::since_boot());
+                    }
+                    return Ok((length, origin));
+                }
                 // News about a datagram sent before (ICMP), not about this socket.
                 Err(error) if is_hearsay(&error) => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Link-local addresses belong to an interface, which the endpoint's scope names already.
+fn may_be_source(own: IpAddr) -> bool {
+    match own {
+        IpAddr::V4(ip) => !ip.is_multicast() && !ip.is_broadcast() && !ip.is_unspecified(),
+        IpAddr::V6(ip) => !ip.is_multicast() && !ip.is_unicast_link_local() && !ip.is_unspecified(),
     }
 }
 
@@ -271,6 +314,27 @@ mod tests {
             assert_eq!(origin, (localhost, client.port().unwrap()).into());
             assert_eq!(server.send_to(b"again", origin), SendOutcome::Sent);
             assert_eq!(receive(&client), (b"again".to_vec(), (localhost, port).into()));
+        }
+    }
+
+    #[test]
+    fn an_answer_leaves_from_the_address_that_was_asked() {
+        // 127.0.0.0/8 is all ours; routing alone would answer 127.0.0.1 from 127.0.0.1.
+        let one_family = Udp::bind_to((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        for server in [Udp::bind(0).unwrap(), one_family] {
+            let client = Udp::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            let asked = (Ipv4Addr::new(127, 0, 0, 9), server.port().unwrap()).into();
+            assert_eq!(client.send_to(b"question", asked), SendOutcome::Sent);
+            let (_, origin) = receive(&server);
+            assert_eq!(server.send_to(b"answer", origin), SendOutcome::Sent);
+            assert_eq!(receive(&client), (b"answer".to_vec(), asked));
+            server.forget_sources();
+            // An address that is not ours (any more) is given up at once.
+            let (sources, now) = (server.sources.as_ref().unwrap(), clock::since_boot());
+            sources.heard(origin, Ipv4Addr::new(192, 0, 2, 1).into(), now);
+            assert_eq!(server.send_to(b"again", origin), SendOutcome::Sent);
+            assert_eq!(receive(&client).1.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+            assert_eq!(sources.towards(origin, now), None);
         }
     }
 
