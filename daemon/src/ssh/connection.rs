@@ -19,7 +19,7 @@ use russh::{
 };
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::AbortHandle,
 };
 
@@ -72,6 +72,9 @@ pub(super) async fn run(
         listening: HashMap::new(),
         shared: Arc::clone(&shared),
     };
+    // From here on every change is seen, by the login or below.
+    let mut owners = shared.owners.clone();
+    owners.mark_unchanged();
     let grace = tokio::time::sleep(GRACE);
     tokio::pin!(grace);
     let mut session = tokio::select! {
@@ -79,12 +82,11 @@ pub(super) async fn run(
         () = &mut grace => anyhow::bail!("no greeting within {GRACE:?}"),
     };
 
-    let mut owners = shared.owners.clone();
     loop {
         tokio::select! {
             ended = &mut session => return ended.context("serving"),
             () = &mut grace, if !grace.is_elapsed() => {
-                if !authenticated.load(Ordering::Relaxed) {
+                if !authenticated.load(Ordering::SeqCst) {
                     let _ = ender.shutdown(Shutdown::Both);
                 }
             }
@@ -95,16 +97,18 @@ pub(super) async fn run(
                     Err(_) => Some("this node is leaving".to_owned()),
                 };
                 let Some(refusal) = refusal else { continue };
-                revoked.send_replace(true);
-                if authenticated.load(Ordering::Relaxed) {
-                    tracing::info!(%address, "ends its ssh connection: {refusal}");
-                    let parting = session.handle();
-                    let text = format!("clusternet: {refusal}");
-                    let _ = tokio::time::timeout(PARTING, async {
-                        let _ = parting.disconnect(Disconnect::ByApplication, text, String::new()).await;
-                        let _ = (&mut session).await;
-                    }).await;
+                if changed.is_ok() && !authenticated.load(Ordering::SeqCst) {
+                    // The login itself tells why.
+                    continue;
                 }
+                revoked.send_replace(true);
+                tracing::info!(%address, "ends its ssh connection: {refusal}");
+                let parting = session.handle();
+                let text = format!("clusternet: {refusal}");
+                let _ = tokio::time::timeout(PARTING, async {
+                    let _ = parting.disconnect(Disconnect::ByApplication, text, String::new()).await;
+                    let _ = (&mut session).await;
+                }).await;
                 let _ = ender.shutdown(Shutdown::Both);
                 return Ok(());
             }
@@ -141,8 +145,8 @@ pub(super) enum Kind {
     Waiting(Waiting),
     /// A session that runs: where its orders go.
     Running(mpsc::Sender<Order>),
-    /// A forward, and the task that carries it, held so that it ends with the entry.
-    Forward(#[expect(dead_code, reason = "held for its drop")] Option<Owned>),
+    /// A forward. What carries it hears of the end by this being dropped.
+    Forward(#[expect(dead_code, reason = "held for its drop")] oneshot::Sender<()>),
 }
 
 /// A session before it starts.
@@ -152,8 +156,9 @@ pub(super) struct Waiting {
 }
 
 impl Drop for Entry {
+    /// No more will come. What has come is still read.
     fn drop(&mut self) {
-        self.input.close();
+        self.input.end();
     }
 }
 
@@ -171,6 +176,18 @@ impl Channels {
         // Dropped outside the lock: an entry's end wakes others.
         let entry = self.lock().remove(&id);
         drop(entry);
+    }
+
+    /// The input of a forward that may or may not be known already, and the end of a new one.
+    pub(super) fn forward(&self, id: ChannelId) -> (Input, Option<oneshot::Receiver<()>>) {
+        let mut closed = None;
+        let mut channels = self.lock();
+        let entry = channels.entry(id).or_insert_with(|| {
+            let (close, receiver) = oneshot::channel();
+            closed = Some(receiver);
+            Entry { input: Input::default(), kind: Kind::Forward(close) }
+        });
+        (entry.input.clone(), closed)
     }
 
     pub(super) fn are_full(&self) -> bool {
@@ -320,10 +337,16 @@ impl Handler for Connection {
         }
     }
 
-    async fn auth_succeeded(&mut self, _: &mut Session) -> Result<(), Self::Error> {
-        self.authenticated.store(true, Ordering::Relaxed);
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), Self::Error> {
+        self.authenticated.store(true, Ordering::SeqCst);
         self.place.authenticated();
-        Ok(())
+        // The rule may have changed a moment ago, when nobody watched this connection yet.
+        match self.admit() {
+            Ok(_) => Ok(()),
+            Err(refusal) => {
+                session.disconnect(Disconnect::ByApplication, &format!("clusternet: {refusal}"), "")
+            }
+        }
     }
 
     async fn channel_open_session(
@@ -359,17 +382,11 @@ impl Handler for Connection {
             reply.reject(ChannelOpenFailure::ResourceShortage).await;
             return Ok(());
         }
-        let id = channel.id();
         let (_, output) = channel.split();
-        let input = Input::default();
-        let entry = Entry { input: input.clone(), kind: Kind::Forward(None) };
-        self.channels.lock().insert(id, entry);
-        let carry =
-            forward::connect(host.to_owned(), port, input, output, reply, self.channels.clone());
-        let task = Owned(tokio::spawn(carry).abort_handle());
-        if let Some(entry) = self.channels.lock().get_mut(&id) {
-            entry.kind = Kind::Forward(Some(task));
-        }
+        let (input, Some(closed)) = self.channels.forward(output.id()) else { return Ok(()) };
+        let (revoked, channels) = (self.revoked.clone(), self.channels.clone());
+        let wires = forward::Wires { input, closed, revoked, channels };
+        tokio::spawn(forward::connect(host.to_owned(), port, output, reply, wires));
         Ok(())
     }
 
@@ -381,8 +398,7 @@ impl Handler for Connection {
         _: &mut Session,
     ) -> Result<(), Self::Error> {
         // A connection to a port that we listen on for the client: its data may come before the task knows the channel.
-        let entry = Entry { input: Input::default(), kind: Kind::Forward(None) };
-        self.channels.lock().insert(id, entry);
+        self.channels.forward(id);
         Ok(())
     }
 
@@ -568,6 +584,7 @@ impl Handler for Connection {
                     name.clone(),
                     session.handle(),
                     self.channels.clone(),
+                    self.revoked.clone(),
                 );
                 self.listening.insert(name, Owned(tokio::spawn(carry).abort_handle()));
                 Ok(true)

@@ -7,35 +7,47 @@ use std::{
 };
 
 use russh::{
-    ChannelOpenFailure, ChannelWriteHalf,
+    ChannelMsg, ChannelOpenFailure, ChannelWriteHalf,
     server::{ChannelOpenHandle, Handle, Msg},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
+    sync::{oneshot, watch},
     task::JoinSet,
 };
 
 use super::{
-    connection::{Channels, Kind, Owned},
+    connection::{Channels, Owned},
     input::Input,
 };
 
 /// How long a forwarded connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(60);
+/// How long what a client sent before it closed may take to be delivered.
+const LINGER: Duration = Duration::from_secs(60);
 /// Bytes read from a connection at once: what fits one packet of the protocol.
 const CHUNK: usize = 32768;
+
+/// What joins a forward to its connection.
+pub(super) struct Wires {
+    pub(super) input: Input,
+    /// Ends when the client or the connection has closed the channel.
+    pub(super) closed: oneshot::Receiver<()>,
+    /// The peer may no longer execute.
+    pub(super) revoked: watch::Receiver<bool>,
+    pub(super) channels: Channels,
+}
 
 /// `-L`: connects to `host` and carries the channel until both directions have ended.
 pub(super) async fn connect(
     host: String,
     port: u32,
-    input: Input,
     output: ChannelWriteHalf<Msg>,
     reply: ChannelOpenHandle,
-    channels: Channels,
+    wires: Wires,
 ) {
-    let id = output.id();
+    let channels = wires.channels.clone();
     let connected = async {
         let port = u16::try_from(port).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         TcpStream::connect((host.as_str(), port)).await
@@ -43,7 +55,7 @@ pub(super) async fn connect(
     match tokio::time::timeout(CONNECT, connected).await {
         Ok(Ok(stream)) => {
             reply.accept().await;
-            carry(stream, input, &output).await;
+            carry(stream, &output, wires).await;
         }
         Ok(Err(error)) => {
             tracing::debug!(host, port, "forwarding: {error}");
@@ -51,18 +63,20 @@ pub(super) async fn connect(
         }
         Err(_) => reply.reject(ChannelOpenFailure::ConnectFailed).await,
     }
-    channels.remove(id);
+    channels.remove(output.id());
 }
 
-/// Carries both directions, each to its own end, then closes the channel.
-async fn carry(stream: TcpStream, mut input: Input, output: &ChannelWriteHalf<Msg>) {
+/// Carries both directions, each to its own end, then closes the channel. What came before the client closed it is still delivered.
+async fn carry(stream: TcpStream, output: &ChannelWriteHalf<Msg>, wires: Wires) {
+    let Wires { mut input, closed, revoked, .. } = wires;
     let _ = stream.set_nodelay(true);
     let (mut read, mut write) = stream.into_split();
-    let inward = async {
+    let mut inward = tokio::spawn(async move {
         let _ = tokio::io::copy(&mut input, &mut write).await;
         let _ = write.shutdown().await;
         input.close();
-    };
+    });
+    let _inward = Owned(inward.abort_handle());
     let outward = async {
         loop {
             let mut chunk = Vec::with_capacity(CHUNK);
@@ -76,8 +90,22 @@ async fn carry(stream: TcpStream, mut input: Input, output: &ChannelWriteHalf<Ms
         }
         let _ = output.eof().await;
     };
-    tokio::join!(inward, outward);
-    let _ = output.close().await;
+    tokio::select! {
+        () = async { outward.await; let _ = (&mut inward).await; } => {
+            let _ = output.close().await;
+        }
+        _ = closed => {
+            let _ = tokio::time::timeout(LINGER, inward).await;
+        }
+        () = is_revoked(revoked) => {}
+    }
+}
+
+/// Ends when the peer may no longer execute, and only then.
+async fn is_revoked(mut revoked: watch::Receiver<bool>) {
+    if revoked.wait_for(|revoked| *revoked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Sockets that listen on one port.
@@ -125,10 +153,12 @@ pub(super) async fn accept(
     name: (String, u32),
     handle: Handle,
     channels: Channels,
+    revoked: watch::Receiver<bool>,
 ) {
     let mut accepting = JoinSet::new();
     for socket in listeners.sockets {
-        let (name, handle, channels) = (name.clone(), handle.clone(), channels.clone());
+        let (name, handle) = (name.clone(), handle.clone());
+        let (channels, revoked) = (channels.clone(), revoked.clone());
         accepting.spawn(async move {
             loop {
                 match socket.accept().await {
@@ -136,12 +166,14 @@ pub(super) async fn accept(
                         if channels.are_full() {
                             continue;
                         }
+                        let (channels, revoked) = (channels.clone(), revoked.clone());
                         tokio::spawn(offer(
                             stream,
                             from,
                             name.clone(),
                             handle.clone(),
-                            channels.clone(),
+                            channels,
+                            revoked,
                         ));
                     }
                     Err(error) => {
@@ -161,6 +193,7 @@ async fn offer(
     (address, port): (String, u32),
     handle: Handle,
     channels: Channels,
+    revoked: watch::Receiver<bool>,
 ) {
     let opened = handle.channel_open_forwarded_tcpip(
         address,
@@ -174,16 +207,17 @@ async fn offer(
         Err(_) => return,
     };
     let id = channel.id();
-    let (_, output) = channel.split();
-    // Made when the client confirmed the channel; gone again if it has closed it since.
-    let Some(input) = channels.lock().get(&id).map(|entry| entry.input.clone()) else { return };
-    let done = channels.clone();
-    let task = tokio::spawn(async move {
-        carry(stream, input, &output).await;
-        done.remove(id);
-    });
-    let task = Owned(task.abort_handle());
-    if let Some(entry) = channels.lock().get_mut(&id) {
-        entry.kind = Kind::Forward(Some(task));
-    }
+    let (mut events, output) = channel.split();
+    let input = channels.forward(id).0;
+    // The library's own queue tells of the close, whichever of the two of us hears of the channel first.
+    let (close, closed) = oneshot::channel();
+    let _events = Owned(
+        tokio::spawn(async move {
+            while !matches!(events.wait().await, None | Some(ChannelMsg::Close)) {}
+            drop(close);
+        })
+        .abort_handle(),
+    );
+    carry(stream, &output, Wires { input, closed, revoked, channels: channels.clone() }).await;
+    channels.remove(id);
 }

@@ -82,7 +82,7 @@ impl Input {
         if state.unread + data.len() > LIMIT {
             return Err(WindowIgnored);
         }
-        if state.unread >= CONGESTED {
+        if state.unread >= CONGESTED && data.len() <= TRICKLE as usize {
             state.trickled += data.len();
         }
         state.unread += data.len();

@@ -4,6 +4,7 @@
 //! - The client's end of file closes the child's standard input.
 //! - The exit status, or the signal, goes out as soon as the child has ended. The channel is closed when its output has ended too:
 //!   a process in the background that still holds it keeps the session open.
+//!   With a terminal it is closed when what the child has written is sent.
 //! - When the client goes first, a terminal hangs up (SIGHUP from the kernel); a child on pipes just loses them. A child of a node
 //!   that may no longer execute gets SIGHUP in either case, and SIGKILL after five seconds.
 
@@ -21,13 +22,15 @@ use russh::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
+    net::unix::pipe,
     process::Child,
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
 };
 
 use super::{
     command::{Started, Streams, WindowSize},
-    connection::Channels,
+    connection::{Channels, Owned},
     input::Input,
 };
 
@@ -60,35 +63,43 @@ pub(super) struct Wires {
 pub(super) async fn run(started: Started, mut wires: Wires) {
     let Started { mut child, streams } = started;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
-    let closed = match streams {
+    let mut from = wires.input.clone();
+    let to = Arc::clone(&wires.output);
+    let (told_end, end) = oneshot::channel();
+    let (terminal, feed, drain) = match streams {
         Streams::Pipes(mut input, output, error) => {
-            let mut from = wires.input.clone();
-            let feed = async move {
+            let feed = tokio::spawn(async move {
                 // An error means that the child takes no more.
                 let _ = tokio::io::copy(&mut from, &mut input).await;
                 from.close();
-                drop(input);
-            };
-            let to = Arc::clone(&wires.output);
-            let drain = async move {
+            });
+            let drain = tokio::spawn(async move {
                 tokio::join!(pump(output, &to, None), pump(error, &to, Some(STDERR)));
-            };
-            join(&mut child, group, None, feed, drain, &mut wires).await
+            });
+            (None, feed, drain)
         }
         Streams::Terminal(mut input, output, terminal) => {
-            let mut from = wires.input.clone();
-            let feed = async move {
+            let feed = tokio::spawn(async move {
                 let _ = tokio::io::copy(&mut from, &mut input).await;
-            };
-            let to = Arc::clone(&wires.output);
-            let drain = async move { pump(output, &to, None).await };
-            join(&mut child, group, Some(terminal), feed, drain, &mut wires).await
+            });
+            let terminal = Arc::new(terminal);
+            let drain = tokio::spawn(pump_terminal(output, Arc::clone(&terminal), to, end));
+            (Some(terminal), feed, drain)
         }
     };
+    let drain_ender = Owned(drain.abort_handle());
+    let feed_ender = feed.abort_handle();
+    let closed = join(&mut child, group, terminal.as_deref(), told_end, drain, &mut wires).await;
+    drop(drain_ender);
+    let revoked = *wires.revoked.borrow();
+    if terminal.is_some() || revoked {
+        // The terminal hangs up when nothing of ours has it open. On pipes, what the client has sent is still for the child to read.
+        feed_ender.abort();
+    }
+    drop(terminal);
     if closed == Closed::ByUs {
         let _ = wires.output.close().await;
     } else {
-        let revoked = *wires.revoked.borrow();
         tokio::spawn(async move {
             // Not waited for yet, so the number is still its group's, whoever of the group has ended.
             if revoked
@@ -116,36 +127,35 @@ enum Closed {
 async fn join(
     child: &mut Child,
     group: Option<Pid>,
-    terminal: Option<OwnedFd>,
-    feed: impl Future<Output = ()>,
-    drain: impl Future<Output = ()>,
+    terminal: Option<&OwnedFd>,
+    told_end: oneshot::Sender<()>,
+    mut drain: JoinHandle<()>,
     wires: &mut Wires,
 ) -> Closed {
-    tokio::pin!(feed, drain);
-    let (mut ended, mut fed, mut drained) = (false, false, false);
-    while !(ended && drained) {
+    let mut told_end = Some(told_end);
+    let mut drained = false;
+    while told_end.is_some() || !drained {
         tokio::select! {
             order = wires.orders.recv() => match (order, group) {
                 (None, _) => return Closed::ByClient,
                 (Some(Order::Resize(size)), _) => {
-                    if let Some(Err(error)) = terminal.as_ref().map(|terminal| set_window_size(terminal, size)) {
+                    if let Some(Err(error)) = terminal.map(|terminal| set_window_size(terminal, size)) {
                         tracing::debug!("resizing a terminal: {error}");
                     }
                 }
                 // A number is its process's own until it has been waited for.
-                (Some(Order::Signal(signal)), Some(group)) if !ended => {
+                (Some(Order::Signal(signal)), Some(group)) if told_end.is_some() => {
                     let _ = killpg(group, signal);
                 }
                 (Some(Order::Signal(_)), _) => {}
             },
-            status = child.wait(), if !ended => {
-                ended = true;
+            status = child.wait(), if told_end.is_some() => {
                 tell_end(status, wires).await;
                 // Nobody is left to read what still comes.
                 wires.input.close();
+                told_end = None;
             }
-            () = &mut feed, if !fed => fed = true,
-            () = &mut drain, if !drained => {
+            _ = &mut drain, if !drained => {
                 drained = true;
                 let _ = wires.output.eof().await;
             }
@@ -195,6 +205,41 @@ async fn pump(mut from: impl AsyncRead + Unpin, to: &ChannelWriteHalf<Msg>, exte
             Some(kind) => to.extended_data_bytes(kind, chunk).await,
         };
         if sent.is_err() {
+            return;
+        }
+    }
+}
+
+/// The same for a terminal. Its output ends when no program has it open, or with the child (`end`): then what has been written is
+/// sent, and background processes keep nothing open, as with OpenSSH.
+async fn pump_terminal(
+    mut from: pipe::Receiver,
+    terminal: Arc<OwnedFd>,
+    to: Arc<ChannelWriteHalf<Msg>>,
+    mut end: oneshot::Receiver<()>,
+) {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        tokio::select! {
+            biased;
+            read = from.read_buf(&mut chunk) => match read {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            },
+            _ = &mut end => break,
+        }
+        if to.data_bytes(chunk).await.is_err() {
+            return;
+        }
+    }
+    loop {
+        // Asks the system itself: the runtime may not have heard yet that there is something to read.
+        let mut chunk = vec![0; CHUNK];
+        match nix::unistd::read(&*terminal, &mut chunk) {
+            Ok(0) | Err(_) => return,
+            Ok(n) => chunk.truncate(n),
+        }
+        if to.data_bytes(chunk).await.is_err() {
             return;
         }
     }

@@ -88,8 +88,11 @@ impl Server {
         let (owners, table) = watch::channel(owner_table());
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
             runtime.block_on(async {
                 tokio::select! {
                     ended = clusternet_daemon::ssh::serve(listeners, settings, table) => ended.unwrap(),

@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
 
+mod forwards;
 mod harness;
+mod hostile;
+mod rules;
 mod sessions;
+mod terminals;
+mod transfers;
