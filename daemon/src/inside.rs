@@ -73,7 +73,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // Sessions end with the runtime; nobody waits for a blocking read.
     tokio.shutdown_background();
     if done.is_ok() {
-        runtime::remove(&about.runtime);
+        runtime::remove_if_ours(&about.runtime, &lock);
     }
     drop(lock);
     done

@@ -117,6 +117,15 @@ pub(crate) fn remove(path: &Path) {
     }
 }
 
+/// As [`remove`], for one of several that share the lock: not if another has removed the directory before, and somebody has
+/// made a new one since, with a lock of its own.
+pub(crate) fn remove_if_ours(path: &Path, lock: impl AsFd) {
+    let ours = FileId::of(lock).ok();
+    if ours.is_some() && ours == FileId::of_path(&path.join(LOCK)).ok() {
+        remove(path);
+    }
+}
+
 /// Makes a directory 0700, or checks that the one that is there is ours and nobody else's.
 fn own_directory(path: &Path) -> anyhow::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {

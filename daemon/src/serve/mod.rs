@@ -44,8 +44,8 @@ use clusternet::{
     node::{Node, Settings, output::Event},
     path::route::SocketId,
     sys::{fd::Wake, process, tun::Queue},
-    wire::message::Mac1Key,
-    words::{certificate::Certificate, endpoint::Endpoint, time::Now},
+    wire::{message::Mac1Key, record::Refusal},
+    words::{certificate::Certificate, endpoint::Endpoint, id::Name, time::Now},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
@@ -103,6 +103,7 @@ pub(crate) fn start() -> anyhow::Result<()> {
     process::forbid_inspection().context("forbid inspection")?;
     let runtime = inherited.about.start.runtime.clone();
     let parent = inherited.about.keeper;
+    let lock = inherited.lock.try_clone().context("keep the lock of the runtime directory")?;
     let tokio = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -112,7 +113,7 @@ pub(crate) fn start() -> anyhow::Result<()> {
     tokio.shutdown_background();
     if nix::unistd::getppid().as_raw() != parent {
         // The keeper has died: nobody else cleans up.
-        runtime::remove(&runtime);
+        runtime::remove_if_ours(&runtime, lock);
     }
     done
 }
@@ -141,7 +142,8 @@ async fn run(inherited: Inherited) -> anyhow::Result<()> {
         keeper: keeper.clone(),
         questions: sender,
     };
-    let mut serve = Serve { about, keeper, waiting: Waiting::default(), cache_due: None, prepared };
+    let waiting = Waiting::default();
+    let mut serve = Serve { about, keeper, waiting, cache_due: None, refused: None, prepared };
     serve.announce_start();
     let ended = serve.live(control::run(desk, control), tell_owners(inside, owners), questions);
     let ended = ended.await;
@@ -156,6 +158,8 @@ struct Serve {
     keeper: Keeper,
     waiting: Waiting,
     cache_due: Option<Instant>,
+    /// The last refusal that was logged.
+    refused: Option<(Option<Name>, Refusal)>,
     prepared: Prepared,
 }
 
@@ -408,7 +412,7 @@ impl Serve {
     /// How long nothing is due.
     fn wait(&self) -> Duration {
         let now = self.prepared.core.now().instant;
-        let due = [Some(self.prepared.core.due()), self.waiting.due(now), self.cache_due];
+        let due = [Some(self.prepared.core.due()), self.waiting.due(), self.cache_due];
         let first = due.into_iter().flatten().min().unwrap_or(now);
         first.saturating_duration_since(now).max(SHORTEST)
     }
@@ -433,8 +437,13 @@ impl Serve {
                     self.keeper.report(Progress::Failed { message: why.to_string() });
                 }
                 Event::RefusedBy { by, why } => {
-                    let peer = by.as_ref().map(tracing::field::display);
-                    tracing::warn!(peer, reason = %why, "a node refuses us");
+                    // It may say so again and again.
+                    let refusal = (by.clone(), why);
+                    if self.refused.as_ref() != Some(&refusal) {
+                        let peer = by.as_ref().map(tracing::field::display);
+                        tracing::warn!(peer, reason = %why, "a node refuses us");
+                        self.refused = Some(refusal);
+                    }
                     self.keeper.report(Progress::Refused { by, why: why.to_string() });
                 }
                 Event::NeighboursChanged => neighbours_changed = true,

@@ -27,6 +27,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 pub(super) struct Waiting {
     pings: BTreeMap<u64, Ping>,
     updates: Vec<Confirming>,
+    /// When the confirmations are counted next.
+    count_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -88,10 +90,8 @@ impl Waiting {
     }
 
     /// When [`Self::settle`] has something to do.
-    pub(super) fn due(&self, now: Instant) -> Option<Instant> {
-        let pings = self.pings.values().map(|ping| ping.until).min();
-        let updates = (!self.updates.is_empty()).then(|| now + COUNT);
-        pings.into_iter().chain(updates).min()
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.pings.values().map(|ping| ping.until).chain(self.count_at).min()
     }
 
     /// Answers those whose time is over, or who have what they wait for.
@@ -108,7 +108,7 @@ impl Waiting {
                 PingReply { name: ping.name, ipv6: ping.ipv6, round_trip: None, path: None };
             let _ = ping.answer.send(Reply::Ping(reply));
         }
-        if !self.updates.is_empty() {
+        if self.count_at.is_some_and(|at| at <= now.instant) {
             let (nodes, confirmed) = core.node.confirmations(now);
             for update in std::mem::take(&mut self.updates) {
                 if update.is_done(nodes, confirmed, &now) {
@@ -118,6 +118,7 @@ impl Waiting {
                     self.updates.push(update);
                 }
             }
+            self.count_at = (!self.updates.is_empty()).then(|| now.instant + COUNT);
         }
     }
 
@@ -179,6 +180,7 @@ impl Waiting {
                 let since = core.now().instant;
                 let until = since + patience(timeout_ms);
                 self.updates.push(Confirming { taken, since, until, answer });
+                self.count_at.get_or_insert(since);
             }
             Err(refused) => drop(answer.send(error(format!("{refused:#}")))),
         }

@@ -435,3 +435,53 @@ fn the_end_of_keeper_or_device_is_the_end() {
     assert!(format!("{error:#}").starts_with("read packets and datagrams"), "{error:#}");
     drop(keeper);
 }
+
+#[test]
+fn junk_at_every_door_neither_crashes_nor_stalls_a_node() {
+    let (lab, head, a, _) = pair();
+    let stranger = Udp::bind_to(([127, 0, 0, 1], 0).into()).unwrap();
+    let door = ([127, 0, 0, 1], lab.port).into();
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move || {
+        // xorshift64*: the same junk every time.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    };
+    for round in 0..3000_u64 {
+        let length = [0, 1, 3, 4, 31, 32, 64, 92, 148, 149, 600, 1500][random() as usize % 12];
+        let mut datagram: Vec<u8> = (0..length).map(|_| random() as u8).collect();
+        if let Some(header) = datagram.first_chunk_mut::<4>()
+            && round % 4 > 0
+        {
+            *header = [[1, 2, 3, 4, 0x20][random() as usize % 5], 0, 0, 0];
+        }
+        stranger.send_to(&datagram, door);
+        if round % 100 == 0 {
+            let mut stream = UnixStream::connect(&head.control).unwrap();
+            // It may hang up in the middle: that is its right.
+            let _ =
+                stream.write_all(&datagram).and_then(|()| stream.write_all(b"{\"request\":1}\n"));
+        }
+    }
+    for text in ["", "{}", "[network]\nname = 1", "\u{0}", "[revocations]\nhead = \"\""] {
+        let reply = head.ask(&Request::Update { text: text.to_owned(), timeout_ms: 1 });
+        assert!(matches!(reply, Reply::Error { .. }), "{text}: {reply:?}");
+    }
+    // Some may be lost with the junk.
+    let deadline = now().instant + PATIENCE;
+    loop {
+        a.send(&head, 0, b"still there?");
+        if readable([head.device.as_fd()], Some(Duration::from_millis(100))).unwrap()[0] {
+            break;
+        }
+        assert!(now().instant < deadline, "it stalls");
+    }
+    assert_eq!(head.receive(), packet(a.addresses[0], head.addresses[0], b"still there?"));
+    let drops = head.status().drops;
+    let dropped = |name: &str| drops.iter().any(|(reason, count)| reason == name && *count > 0);
+    assert!(dropped("datagram of unknown type") && dropped("handshake by a stranger"), "{drops:?}");
+    a.stop().unwrap();
+    head.stop().unwrap();
+}
