@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 use proptest::prelude::*;
 
 use super::*;
-use crate::words::time::Timestamp;
+use crate::words::time::{Now, Timestamp};
 
 fn now() -> Now {
     Now { instant: Instant::now(), wall: Timestamp::from_system(SystemTime::now()) }
