@@ -3,7 +3,7 @@
 //! Theory of operation. A child of one thread, the builder, makes a user namespace in which its own uid and gid mean themselves
 //! (programs of this field refuse to run as uid 0) and in which it holds every capability; then network, mount, hostname and IPC
 //! namespaces owned by that. It sets what must be set before a device exists, brings up lo, makes the device `cn0` (a TUN, or the
-//! veth pair of [`super::packet`]), gives it both addresses, names the machine, opens the ssh listeners, puts the names over
+//! veth pair of `packet`), gives it both addresses, names the machine, opens the ssh listeners, puts the names over
 //! `/etc`, and hands all descriptors to its parent. It ends; the namespaces live on in the descriptors.
 
 use std::{

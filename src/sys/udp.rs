@@ -6,7 +6,7 @@
 //! made here for the interface's MTU, and by routers after that; nobody can shrink the path by a forged message). Over IPv6 only
 //! the sender makes fragments, so there ICMP must be heard (`IPV6_PMTUDISC_WANT`, never below 1280).
 //!
-//! Addresses. What is sent to an endpoint leaves from the address of ours that the endpoint last wrote to ([`super::source`]).
+//! Addresses. What is sent to an endpoint leaves from the address of ours that the endpoint last wrote to.
 
 use std::{
     io,

@@ -64,6 +64,7 @@ const TESTS: &[Test] = &[
     ("a_tun_that_must_be_and_cannot_says_why", Root, refusals::tun_refused),
     ("no_user_namespaces_is_said_with_the_limit_to_raise", Nothing, refusals::no_user_namespaces),
     ("user_namespaces_that_grant_nothing_are_said_to", Nothing, refusals::nothing_granted),
+    ("a_setting_that_must_be_made_and_cannot_is_named", Root, refusals::read_only_settings),
     ("a_missing_hosts_file_is_named", Nothing, refusals::no_hosts),
     ("the_probe_says_what_works", Nothing, refusals::probe_works),
     ("the_probe_says_what_an_administrator_could_change", Root, refusals::probe_refused),

@@ -7,6 +7,7 @@ use clusternet::sys::{
     probe,
 };
 use nix::{
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     unistd::{getegid, geteuid},
 };
@@ -97,4 +98,18 @@ pub(crate) fn no_hosts() {
     let spec = BuildSpec { hosts: "/nowhere/hosts".into(), ..desk.spec(backend) };
     let error = build_in_child(&spec).unwrap_err();
     assert_eq!(error.to_string(), "bind /nowhere/hosts over /etc/hosts: no such file or directory");
+}
+
+/// As containers have it.
+pub(crate) fn read_only_settings() {
+    let backend = stage(Tun::Open);
+    let (none, same) = (None::<&str>, Some("/proc/sys"));
+    mount(same, "/proc/sys", none, MsFlags::MS_BIND, none).unwrap();
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(same, "/proc/sys", none, read_only, none).unwrap();
+    become_user(USER);
+    let desk = Desk::new();
+    let error = build_in_child(&desk.spec(backend)).unwrap_err().to_string();
+    assert!(error.starts_with("set net/ipv"), "{error}");
+    assert!(error.ends_with(": read-only file system"), "{error}");
 }
