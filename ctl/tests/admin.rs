@@ -426,6 +426,7 @@ fn a_wireguard_member_gets_a_configuration_for_wg_quick() {
     assert_eq!(cert["host_key"], "none");
 
     desk.fails(&format!("issue phone --wireguard {key} --owner eve"), 2);
+    desk.fails(&format!("issue phone --wireguard {key} -o -"), 2);
     desk.fails("issue tablet --wireguard tooshort", 2);
     let low = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let told = desk.fails(&format!("issue tablet --wireguard {low}"), 1);
@@ -787,6 +788,9 @@ fn what_is_signed_is_handed_to_the_running_node_of_the_network_alone() {
     assert_eq!(daemon.given(), [desk.read("lab/revocations")]);
     desk.ok("issue gate --dir lab --role master --endpoint udp://gate:1");
     assert_eq!(daemon.given(), [desk.read("lab/master.toml")]);
+    let told = desk.ok("issue head --dir lab");
+    assert!(told.contains("handed over already:\n"), "{told}");
+    assert_eq!(daemon.given(), [desk.read("lab/head.cert")]);
     desk.ok("issue phone --dir lab --wireguard PT4bOr9qvQfM8lt9W+K4luUPHeFN0iG70PsdiXA6H5Y=");
     assert_eq!(daemon.given(), [desk.read("lab/phone.cert")]);
     desk.ok("issue head --dir lab");

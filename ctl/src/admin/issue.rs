@@ -29,7 +29,7 @@ use super::{
     directory::{Directory, PRIVATE, PUBLIC},
     hand_over, wireguard,
 };
-use crate::{Context, output};
+use crate::{Context, exit, output};
 
 /// What the certificate is for, and where it goes.
 enum Work {
@@ -45,6 +45,11 @@ pub(super) fn run(args: IssueArgs, context: Context) -> anyhow::Result<u8> {
     let not_after = super::validity(&args.valid, now)?;
     let mut directory = Directory::open(&args.ledger)?;
     if args.wireguard.is_some() {
+        if args.output.as_deref().is_some_and(is_standard_stream) {
+            return Err(exit::wrong_use(
+                "with --wireguard standard output carries the wg-quick file: give -o a file for the certificate",
+            ));
+        }
         // Refused before anything is signed.
         wireguard::gateway(directory.authority.ledger())?;
     }
@@ -236,52 +241,50 @@ fn tell(
             certificate.name
         ));
     }
+    let plain = certificate.roles.is_wireguard();
+    let spread = plain || issued.renewed;
     if let Some(path) = &written.certificate {
-        let what = match (wireguard, issued.renewed) {
-            (true, _) => "the gateway learns it by: clusternet update".to_owned(),
-            (false, true) => format!("for {} while it runs: clusternet update", certificate.name),
-            (false, false) => {
-                "lay it beside the key that asked for it, then: clusternet join".to_owned()
-            }
-        };
-        let file = if wireguard || issued.renewed {
-            path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        let shown = path.display();
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
+        lines.push(if plain {
+            format!("{shown}  the gateway learns it by: clusternet update {file}")
+        } else if issued.renewed {
+            format!("{shown}  for {} while it runs: clusternet update {file}", certificate.name)
         } else {
-            "master.toml".to_owned()
-        };
-        lines.push(format!("{}  {what} {file}", path.display()));
-        if written.key.is_none() && issued.renewed && !wireguard {
+            format!("{shown}  lay it beside the key that asked for it, then: clusternet join master.toml")
+        });
+        if written.key.is_none() && issued.renewed {
             lines.push(format!(
                 "its keys are those it has had; for new ones: clusternet revoke {}, then issue it again",
                 certificate.name
             ));
         }
     }
-    if !wireguard {
+    if !plain {
         lines.push(super::who_may_execute(&directory.authority, now));
     }
     let master = directory.file("master.toml");
     if issued.network_changed {
         lines.push(format!(
-            "{} is version {} now: hand it to the running nodes (clusternet update master.toml)",
+            "{} is version {} now: the running nodes learn it by: clusternet update master.toml",
             master.display(),
             ledger.network.version
         ));
     }
-
-    let spread = wireguard || issued.renewed;
-    if spread || issued.network_changed {
-        let cert = CertFile { authority: ledger.authority, certificate: certificate.clone() };
-        let texts = [
-            spread.then(|| cert.render()),
-            issued.network_changed.then(|| file::read_text(&master, MAX_FILE)).transpose()?,
-        ];
-        for text in texts.into_iter().flatten() {
-            lines.extend(hand_over::to_local_daemons(&ledger.id(), &text));
-        }
+    let cert = CertFile { authority: ledger.authority, certificate: certificate.clone() };
+    let texts = [
+        spread.then(|| cert.render()),
+        issued.network_changed.then(|| file::read_text(&master, MAX_FILE)).transpose()?,
+    ];
+    let texts = texts.into_iter().flatten();
+    let handed: Vec<_> =
+        texts.flat_map(|text| hand_over::to_local_daemons(&ledger.id(), &text)).collect();
+    if !handed.is_empty() {
+        lines.push("handed over already:".to_owned());
+        lines.extend(handed);
     }
     // What is meant for a file on standard output is not mixed with what is meant for people.
-    if wireguard && !written.streamed {
+    if wireguard {
         output::note(&lines.join("\n"));
         output::print_bytes(wireguard::configuration(ledger, certificate)?.as_bytes())
     } else if written.streamed {
