@@ -1,6 +1,7 @@
 //! The fuzz targets' bodies on stable Rust: seeded random and mutated inputs, a bounded number of them.
 //!
-//! `make fuzz` lets a real fuzzer loose on the same bodies. A failure prints the input, to be kept as a test.
+//! `FUZZ_TIMES=100 cargo test --test fuzz` tries so many times as many; `make fuzz` lets a real fuzzer loose on the same
+//! bodies. A failure prints the input, to be kept as a test.
 
 mod fuzz_bodies;
 mod sim;
@@ -21,8 +22,9 @@ fn fuzz(name: &str) {
         assert!(try_one(body, seed), "not a valid seed of {name}: {seed:?}");
     }
     try_one(body, &[]);
+    let times = std::env::var("FUZZ_TIMES").map_or(1, |times| times.parse().expect("a number"));
     let mut rng = Rng::new(0x5eed);
-    for _ in 0..body.rounds {
+    for _ in 0..body.rounds * times {
         let input = if rng.chance(0.1) {
             let len = rng.below(200) as usize;
             (0..len).map(|_| rng.next_u64() as u8).collect()
@@ -104,6 +106,16 @@ fn the_data_plane_survives_anything() {
 #[test]
 fn tunnels_survive_an_attacker_who_owns_the_network() {
     fuzz("tunnel");
+}
+
+#[test]
+fn a_node_survives_a_master_that_lies() {
+    fuzz("member");
+}
+
+#[test]
+fn a_node_starts_whatever_its_cache_holds() {
+    fuzz("cache");
 }
 
 #[test]

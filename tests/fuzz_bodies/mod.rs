@@ -6,6 +6,7 @@
 
 pub mod files;
 pub mod network;
+pub mod nodes;
 pub mod packets;
 pub mod texts;
 pub mod tunnels;
@@ -24,13 +25,15 @@ pub struct Body {
 }
 
 /// All of them.
-pub const BODIES: [Body; 9] = [
+pub const BODIES: [Body; 11] = [
     Body { name: "message", run: packets::message, seeds: packets::messages, rounds: 30_000 },
     Body { name: "ip", run: packets::ip, seeds: packets::ips, rounds: 30_000 },
     Body { name: "record", run: packets::record, seeds: packets::records, rounds: 20_000 },
     Body { name: "parts", run: packets::parts, seeds: packets::part_streams, rounds: 10_000 },
     Body { name: "dataplane", run: packets::dataplane, seeds: packets::arrivals, rounds: 10_000 },
     Body { name: "tunnel", run: tunnels::tunnel, seeds: tunnels::programs, rounds: 200 },
+    Body { name: "member", run: nodes::member, seeds: nodes::attacks, rounds: 400 },
+    Body { name: "cache", run: nodes::cache, seeds: nodes::caches, rounds: 400 },
     Body { name: "statement", run: words::statement, seeds: words::statements, rounds: 10_000 },
     Body { name: "file", run: files::file, seeds: files::files, rounds: 4_000 },
     Body { name: "text", run: texts::text, seeds: texts::texts, rounds: 20_000 },
