@@ -1,0 +1,157 @@
+//! Time: what is due now, for the node and for each contact, and when to be woken next.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    CLOCK_JUMP, GUEST_PATIENCE, HOUSEKEEPING, NOTHING_DUE, Node, PUT_AWAY,
+    connect::CONNECT_PATIENCE, spread,
+};
+use crate::{
+    tunnel::Sink,
+    wire::record::Record,
+    words::{key::TransportKey, time::Now},
+};
+
+impl Node {
+    pub(super) fn work(&mut self, now: Now) {
+        if !self.is_started {
+            self.is_started = true;
+            self.review(now);
+            let active = std::mem::take(&mut self.call_first);
+            for key in &active {
+                if *key != self.key && self.roster.member(key, now.wall).is_some() {
+                    self.connect(key, now);
+                }
+            }
+        }
+        if self.has_jumped(now)
+            || self.next_review.is_some_and(|t| self.roster.clock(now.wall) >= t)
+        {
+            self.review(now);
+        }
+        if self.has_ended {
+            return;
+        }
+        if self.next_housekeeping.is_none_or(|time| now.instant >= time) {
+            self.next_housekeeping = Some(now.instant + HOUSEKEEPING);
+            self.roster.purge(now.wall);
+            for key in self.roster.release(now.wall) {
+                self.spread(key, None, now);
+            }
+            self.expire_relays(now);
+            self.call_masters(now);
+            if self.certificate.has_ended(self.roster.clock(now.wall)) {
+                self.review(now);
+            }
+        }
+        let keys: Vec<TransportKey> = self.contacts.keys().copied().collect();
+        for key in keys {
+            self.work_contact(&key, now);
+        }
+        self.announce_if_due(now);
+    }
+
+    pub(super) fn has_jumped(&mut self, now: Now) -> bool {
+        let Some(last) = self.clocks.replace(now) else { return false };
+        let passed = now.instant.duration_since(last.instant);
+        let expected = last.wall.plus(passed);
+        expected.since(now.wall).max(now.wall.since(expected)) > CLOCK_JUMP
+    }
+
+    pub(super) fn work_contact(&mut self, key: &TransportKey, now: Now) {
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        let mut sink = Sink::default();
+        contact.tunnel.handle_timeout(now, &mut sink);
+        self.drain_sink(key, sink, None, now);
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        let is_up = contact.tunnel.is_established();
+        if contact.introduction.as_mut().is_some_and(|r| r.is_due(now.instant)) && is_up {
+            self.introduce(key, now);
+        }
+        self.spread_timeout(key, now);
+        self.renew_asks(key, now);
+        self.probe(key, now);
+        self.route_may_have_changed(key);
+        let Some(contact) = self.contacts.get(key) else { return };
+        let wants = contact.is_open()
+            && !contact.is_ready()
+            && !spread::is_silent(contact, now, CONNECT_PATIENCE);
+        if wants || contact.connecting.is_some() {
+            self.connect(key, now);
+        }
+        self.flush_staged(key, now);
+        self.put_away_if_done(key, now);
+    }
+
+    pub(super) fn probe(&mut self, key: &TransportKey, now: Now) {
+        loop {
+            let Some(contact) = self.contacts.get_mut(key) else { return };
+            if !contact.is_open() || contact.is_wireguard || !contact.tunnel.is_established() {
+                return;
+            }
+            let draw = &mut self.draw;
+            let Some((route, id)) =
+                contact.paths.poll_probe(&mut self.budget, || draw.u64(), now.instant)
+            else {
+                return;
+            };
+            self.send(key, &Record::Probe { id }, Some(route), now);
+        }
+    }
+
+    pub(super) fn put_away_if_done(&mut self, key: &TransportKey, now: Now) {
+        let is_master = self.is_master(key);
+        let we_are_relay = self.certificate.roles.is_relay();
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        if let Some(guest) = contact.guest {
+            if now.instant.duration_since(guest.since) >= GUEST_PATIENCE {
+                self.put_away(key, now);
+            }
+            return;
+        }
+        let last_opened = contact.last_opened.unwrap_or(contact.last_used);
+        let is_heard = we_are_relay && now.instant.duration_since(last_opened) < PUT_AWAY;
+        if is_master || is_heard {
+            if contact.connecting.is_some() && spread::is_silent(contact, now, CONNECT_PATIENCE) {
+                contact.staged.clear();
+            }
+            return;
+        }
+        let patience = if contact.is_open() { PUT_AWAY } else { CONNECT_PATIENCE };
+        if spread::is_silent(contact, now, patience) {
+            if contact.is_ready() {
+                self.send(key, &Record::Leaving, None, now);
+            }
+            self.put_away(key, now);
+        }
+    }
+
+    pub(super) fn next_timeout(&self) -> Instant {
+        let Some(clocks) = self.clocks else {
+            return self.next_housekeeping.unwrap_or(self.made + NOTHING_DUE);
+        };
+        if self.has_ended {
+            return clocks.instant + Duration::from_secs(3600);
+        }
+        let review = self.next_review.map(|time| {
+            clocks.instant
+                + time.since(self.roster.clock(clocks.wall)).min(Duration::from_secs(3600))
+        });
+        let contacts = self.contacts.values().filter_map(|contact| {
+            let is_up =
+                contact.is_open() && !contact.is_wireguard && contact.tunnel.is_established();
+            let mut next = contact.next_timeout(is_up);
+            if let Some(guest) = contact.guest {
+                let end = guest.since + GUEST_PATIENCE;
+                next = Some(next.map_or(end, |next| next.min(end)));
+            }
+            next
+        });
+        contacts
+            .chain(review)
+            .chain(self.next_housekeeping)
+            .chain(self.announcer.next_timeout())
+            .min()
+            .unwrap_or(clocks.instant + NOTHING_DUE)
+    }
+}
