@@ -343,17 +343,16 @@ impl Node {
     pub(super) fn master_status(&self) -> Vec<MasterStatus> {
         let describe = |entry: &MasterEndpoint| {
             let contact = self.contacts.get(&entry.master);
-            let is_here = contact.is_some_and(|contact| {
-                contact.is_ready()
-                    && contact
-                        .paths
-                        .primary()
-                        .and_then(|route| route.endpoint())
-                        .is_some_and(|endpoint| entry.addresses.contains(&endpoint))
-            });
+            let route =
+                contact.filter(|contact| contact.is_ready()).and_then(|c| c.paths.primary());
+            let is_here = route
+                .and_then(|route| route.endpoint())
+                .is_some_and(|endpoint| entry.addresses.contains(&endpoint));
             let refusal = self.refusals.get(&entry.master);
             let outcome = if is_here {
                 "answers".to_owned()
+            } else if let Some(route) = &route {
+                format!("answers, {}", self.describe_route(route))
             } else if let Some(why) = refusal {
                 format!("refused: {why}")
             } else if let Some(failure) = &entry.failure {
@@ -368,7 +367,7 @@ impl Node {
                 name: entry.name.clone(),
                 endpoint: entry.endpoint.to_string(),
                 outcome,
-                answers: is_here,
+                answers: route.is_some(),
             }
         };
         self.master_endpoints.iter().map(describe).collect()

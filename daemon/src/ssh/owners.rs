@@ -82,7 +82,7 @@ pub enum Refusal {
     },
     /// The machine's user named the nodes that may, and this is not one of them.
     #[error(
-        "node {from} may not execute on {here}: its user allows only the nodes named by `execute` under [node] in its master.toml"
+        "node {from} may not execute on {here}: its user allows only nodes of the owners that `execute` names, under [node] in its master.toml"
     )]
     NotNamed {
         /// The node that tried.
