@@ -29,6 +29,12 @@ pub struct Check<F> {
     run: fn(&mut F) -> Result<()>,
 }
 
+impl<F> Clone for Check<F> {
+    fn clone(&self) -> Self {
+        Self { name: self.name, run: self.run }
+    }
+}
+
 impl<F> Check<F> {
     /// A check called `name` that `run` performs on the group's fixture.
     pub const fn new(name: &'static str, run: fn(&mut F) -> Result<()>) -> Self {

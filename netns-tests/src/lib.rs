@@ -37,3 +37,5 @@ pub mod command;
 pub mod harness;
 mod host_init;
 pub mod lab;
+pub mod network;
+pub mod programs;
