@@ -76,6 +76,8 @@ struct Group<F> {
     make: fn() -> Result<F>,
     checks: Vec<Check<F>>,
     fixture: Option<F>,
+    /// Why the fixture cannot be made: what failed once is not tried for every check.
+    broken: Option<String>,
 }
 
 impl<F> Runnable for Group<F> {
@@ -88,10 +90,18 @@ impl<F> Runnable for Group<F> {
     }
 
     fn run(&mut self, check: usize) -> Result<()> {
+        if let Some(why) = &self.broken {
+            anyhow::bail!("no lab: {why}");
+        }
         if self.fixture.is_none() {
-            self.fixture = Some((self.make)().map_err(|error| {
-                if error.is::<Skipped>() { error } else { error.context("make the lab") }
-            })?);
+            let made = catch(self.make).map_err(|error| {
+                if error.is::<Skipped>() {
+                    return error;
+                }
+                self.broken = Some(format!("as {}::{}", self.name, self.checks[check].name));
+                error.context("make the lab")
+            })?;
+            self.fixture = Some(made);
         }
         match &mut self.fixture {
             Some(fixture) => (self.checks[check].run)(fixture),
@@ -124,7 +134,7 @@ impl Suite {
         make: fn() -> Result<F>,
         checks: Vec<Check<F>>,
     ) -> Self {
-        self.groups.push(Box::new(Group { name, make, checks, fixture: None }));
+        self.groups.push(Box::new(Group { name, make, checks, fixture: None, broken: None }));
         self
     }
 
@@ -163,7 +173,7 @@ impl Suite {
                 let began = now();
                 let outcome = if root {
                     let _watchdog = Watchdog::start(&name);
-                    binaries::build_once().and_then(|()| run_caught(group.as_mut(), index))
+                    binaries::build_once().and_then(|()| catch(|| group.run(index)))
                 } else {
                     skip(NEEDS_ROOT)
                 };
@@ -211,9 +221,9 @@ impl Default for Suite {
     }
 }
 
-/// Turns a panic of a check (a failed `assert!`) into its error, so that the others still run.
-fn run_caught(group: &mut dyn Runnable, check: usize) -> Result<()> {
-    catch_unwind(AssertUnwindSafe(|| group.run(check))).unwrap_or_else(|panic| {
+/// Turns a panic (a failed `assert!`) into an error, so that the other checks still run.
+fn catch<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         Err(anyhow::anyhow!("the check panicked: {}", panic_message(panic.as_ref())))
     })
 }

@@ -267,7 +267,7 @@ impl Network {
               net=$(readlink $process/ns/net) || continue
               [ -z \"$net\" ] || [ \"$net\" = \"$own\" ] || echo \"namespace of $(cat $process/comm)\"
             done
-            grep clusternet /proc/mounts | grep -v ' /usr/local/bin/' | sed 's/^/mount: /'
+            grep clusternet /proc/mounts | grep -v -e ' /usr/local/bin/' -e ' /run/lab/' | sed 's/^/mount: /'
             find /run/user /tmp /dev/shm /run/lock ! -type d -path '*clusternet*' 2>/dev/null | sed 's/^/file: /'
             true";
         left.extend(machine.sh(script).root().ok()?.lines().map(str::to_owned));

@@ -183,7 +183,7 @@ fn iperf(network: &mut Network) -> Result<()> {
     for (from, to, options) in
         [("a", "b", ""), ("a", "b", "-R"), ("b", "c", ""), ("head", "a", "-u -b 5M")]
     {
-        let mut server = network.inside(to, "iperf3 -6 -s -1").spawn()?;
+        let mut server = network.inside(to, "iperf3 -6 -s -1 --forceflush").spawn()?;
         server.wait_for("listening", 20)?;
         let said = network.inside(from, &format!("iperf3 -6 -c {to} -t 2 {options}")).ok()?;
         ensure!(said.contains("receiver"), "{said}");
