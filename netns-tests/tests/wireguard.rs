@@ -36,6 +36,8 @@ fn bring_up(network: &Network, name: &str, program: &str) -> Result<Background> 
         .ok()?;
     let said = network
         .admin(&format!("clusternet issue {name} --dir lab --wireguard {}", public.trim()))?;
+    // As `issue` says: that is how the gateway learns of it.
+    network.admin(&format!("clusternet update lab/{name}.cert"))?;
     let file = said
         .find("[Interface]")
         .map(|start| said[start..].to_owned())
