@@ -14,7 +14,7 @@
 //!                                                      b       c
 //! ```
 //!
-//! That is [`campus::Campus`], the lab most tests use, with an IPv4-only or an IPv6-only underlay.
+//! That is what [`campus`] makes, the lab most tests use, with an IPv4-only or an IPv6-only underlay.
 //!
 //! # How it stays clean
 //!
