@@ -140,8 +140,8 @@ impl Suite {
 
     /// Runs what the command line asks for. This is the whole `main` of a test binary.
     pub fn main(mut self) -> ExitCode {
-        if host_init::is_wanted() {
-            return host_init::main();
+        if let Some(code) = be_host_if_wanted() {
+            return code;
         }
         let arguments = Arguments::from_command_line();
         if arguments.list {
@@ -162,8 +162,7 @@ impl Suite {
     fn run_wanted(&mut self, arguments: &Arguments) -> ExitCode {
         let started = now();
         let root = nix::unistd::geteuid().is_root();
-        let mut failures: Vec<(String, String)> = Vec::new();
-        let (mut passed, mut skipped) = (0, Vec::new());
+        let (mut passed, mut skipped, mut failures) = (0, 0, Vec::new());
         for group in &mut self.groups {
             for (index, check) in group.checks().into_iter().enumerate() {
                 let name = format!("{}::{check}", group.name());
@@ -185,13 +184,12 @@ impl Suite {
                     }
                     Err(error) if error.is::<Skipped>() => {
                         println!("test {name} ... skipped: {error:#}");
-                        skipped.push(name);
+                        skipped += 1;
                     }
                     Err(error) => {
                         println!("test {name} ... FAILED ({took:.1} s)");
-                        let why = explain(&error);
-                        println!("{why}\n");
-                        failures.push((name, why));
+                        println!("{}\n", explain(&error));
+                        failures.push(name);
                         group.forget_fixture();
                     }
                 }
@@ -199,20 +197,22 @@ impl Suite {
             group.forget_fixture();
         }
         if !failures.is_empty() {
-            println!("\nfailures:\n");
-            for (name, why) in &failures {
-                println!("---- {name} ----\n{why}\n");
-            }
+            println!("\nfailures:\n    {}", failures.join("\n    "));
         }
         println!(
-            "\ntest result: {}. {passed} passed; {} failed; {} skipped; finished in {:.0} s\n",
+            "\ntest result: {}. {passed} passed; {} failed; {skipped} skipped; finished in {:.0} s\n",
             if failures.is_empty() { "ok" } else { "FAILED" },
             failures.len(),
-            skipped.len(),
             started.elapsed().as_secs_f64()
         );
         if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) }
     }
+}
+
+/// Becomes the first process of a host if this process was started for that, and gives the exit
+/// status to end with. The first thing in every `main` of a program that makes labs.
+pub fn be_host_if_wanted() -> Option<ExitCode> {
+    host_init::is_wanted().then(host_init::main)
 }
 
 impl Default for Suite {

@@ -446,6 +446,18 @@ impl Host {
             .collect())
     }
 
+    /// The command by which root gets a login shell of its first user here, from another terminal.
+    pub fn enter_by_hand(&self) -> String {
+        let pid = self.pid;
+        let Some(User { name, uid }) = self.users.first() else {
+            return format!("nsenter -t {pid} -n -m -u -i -p");
+        };
+        format!(
+            "nsenter -t {pid} -n -m -u -i -p setpriv --reuid {uid} --regid {uid} --init-groups \
+             env -i HOME=/home/{name} USER={name} XDG_RUNTIME_DIR=/run/user/{uid} TERM=$TERM bash -l"
+        )
+    }
+
     pub(crate) const fn pid(&self) -> u32 {
         self.pid
     }
