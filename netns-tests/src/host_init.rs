@@ -98,12 +98,13 @@ fn make_host(spec: &Spec) -> Result<()> {
     mount_at("tmpfs", "tmpfs", "/var/tmp", "mode=1777")?;
     mount_at("tmpfs", "tmpfs", "/home", "mode=755")?;
 
-    own_file("passwd", "/etc/passwd", &passwd(spec)?)?;
-    own_file("group", "/etc/group", &group(spec)?)?;
-    own_file("hostname", "/etc/hostname", &format!("{}\n", spec.hostname))?;
-    own_file("hosts", "/etc/hosts", &spec.hosts)?;
+    mount_own_etc()?;
+    own_file("/etc/passwd", &passwd(spec)?)?;
+    own_file("/etc/group", &group(spec)?)?;
+    own_file("/etc/hostname", &format!("{}\n", spec.hostname))?;
+    own_file("/etc/hosts", &spec.hosts)?;
     // Nobody answers there: unknown names fail at once.
-    own_file("resolv.conf", "/etc/resolv.conf", "nameserver 127.0.0.1\n")?;
+    own_file("/etc/resolv.conf", "nameserver 127.0.0.1\n")?;
     own_tun(spec.tun_mode)?;
     for user in &spec.users {
         make_home(user)?;
@@ -139,12 +140,21 @@ fn bind(source: &Path, target: &Path) -> Result<()> {
         .with_context(|| format!("bind {} over {}", source.display(), target.display()))
 }
 
-fn own_file(name: &str, over: &str, text: &str) -> Result<()> {
-    let path = Path::new(FILES).join(name);
-    fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    fs::set_permissions(&path, Permissions::from_mode(0o644))
-        .with_context(|| format!("set the mode of {}", path.display()))?;
-    bind(&path, Path::new(over))
+/// The machine's `/etc` with changes of the host's own. (Files bound over single ones would vanish
+/// as soon as somebody replaced the real one, with `useradd` for instance.)
+fn mount_own_etc() -> Result<()> {
+    let upper = make_directory(&Path::new(FILES).join("etc"))?;
+    let work = make_directory(&Path::new(FILES).join("etc.work"))?;
+    let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+    mount_at("overlay", "overlay", "/etc", &options)
+}
+
+fn own_file(path: &str, text: &str) -> Result<()> {
+    // What is there may be a link to somewhere else.
+    fs::remove_file(path).ok();
+    fs::write(path, text).with_context(|| format!("write {path}"))?;
+    fs::set_permissions(path, Permissions::from_mode(0o644))
+        .with_context(|| format!("set the mode of {path}"))
 }
 
 /// The machine's own accounts (daemons that drop privileges want them) and the host's users.
