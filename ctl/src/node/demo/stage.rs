@@ -49,7 +49,10 @@ pub(super) struct Stage {
     passed: u32,
 }
 
-/// What is typed into a program: `text`, and `last` when its output has shown `until`.
+/// PVM's console shows what has come in whenever it reads a line.
+const RETURN: Duration = Duration::from_millis(500);
+
+/// What is typed into a program: `text`, the return key now and then, and `last` when its output has shown `until`.
 struct Typed<'a> {
     text: &'a str,
     until: &'a str,
@@ -239,8 +242,14 @@ impl Stage {
         let mut shown = 0;
         let deadline = clock::now().instant + STEP_LIMIT;
         let mut last = typed;
+        let mut typed_at = clock::now().instant;
         let ended = self.listen(&reader, deadline, &mut child, |piece| {
             text.push_str(piece);
+            let now = clock::now().instant;
+            if let Some(input) = input.as_mut().filter(|_| now.duration_since(typed_at) >= RETURN) {
+                let _ = input.write_all(b"\n");
+                typed_at = now;
+            }
             if let Some(typed) = last.filter(|typed| text.contains(typed.until)) {
                 if let Some(mut input) = input.take() {
                     let _ = input.write_all(typed.last.as_bytes());
@@ -248,7 +257,7 @@ impl Stage {
                 last = None;
             }
             if let Some(end) = text.rfind('\n') {
-                for line in text[shown..=end].lines().filter(|line| !line.trim().is_empty()) {
+                for line in text[shown..=end].lines().filter(|line| says_something(line)) {
                     output::say(format!("  {line}"))?;
                 }
                 shown = end + 1;
@@ -260,7 +269,7 @@ impl Stage {
             let _ = child.wait();
         }
         let rest = text[shown..].trim_end();
-        if !rest.is_empty() {
+        if says_something(rest) {
             output::say(format!("  {rest}"))?;
         }
         Ok((ended?, text))
@@ -296,6 +305,8 @@ impl Stage {
                 }
             } else if status.is_some() {
                 return Ok(status);
+            } else {
+                hear("")?;
             }
             if status.is_none() {
                 status = child.try_wait().context("ask whether the program has ended")?;
@@ -351,6 +362,11 @@ impl Stage {
             list(&self.skipped)
         ))
     }
+}
+
+/// Not an empty line, nor a prompt at which nothing was typed.
+fn says_something(line: &str) -> bool {
+    !line.replace("pvm>", "").trim().is_empty()
 }
 
 /// A command line as it would be typed.
