@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     logging, runtime,
-    ssh::{self, Account, Execute, Member, OwnerTable, SshSettings},
+    ssh::{self, Account, Execute, Member, OwnerTable, SshSettings, client},
     start::{InheritedInside, Link},
 };
 
@@ -37,7 +37,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     logging::start(None);
     process::forbid_core_files().context("forbid core files")?;
     let InheritedInside { about, keeper, serve, namespaces, listeners, lock } = inherited;
-    let view = enter::View { hosts: about.view.hosts.clone() };
+    let view = enter::View {
+        hosts: about.view.hosts.clone(),
+        ssh_config: about.view.bin.parent().map(client::configuration_file),
+    };
     for warning in enter::enter(&namespaces, &view)?.warnings {
         tracing::warn!(warning, "inside is not quite as it should be");
     }

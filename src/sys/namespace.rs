@@ -311,7 +311,7 @@ pub fn build(spec: &BuildSpec) -> Result<Built, BuildError> {
         }
     }
     // Last: the files of /etc, so that nothing above looked through them.
-    notes.extend(view::put_on(&View { hosts: spec.hosts.clone() })?);
+    notes.extend(view::put_on(&View { hosts: spec.hosts.clone(), ssh_config: None })?);
     let namespaces = Namespaces::own().map_err(|e| BuildError::step("open /proc/self/ns", e))?;
     Ok(Built { namespaces, device, ssh_listeners, notes })
 }

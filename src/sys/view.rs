@@ -24,7 +24,14 @@ use super::{OsError, enter::Failed};
 pub struct View {
     /// Seen as `/etc/hosts`. The inode is bound: later changes are seen only if written in place, never after a rename.
     pub hosts: PathBuf,
+    /// Seen as `/etc/ssh/ssh_config` where there is one: so the system's `ssh` finds the network's nodes even when a login
+    /// shell has reset PATH, and when it is called by its path. The host's own would not do: files it includes belong to a
+    /// root that is nobody inside, and ssh refuses those.
+    pub ssh_config: Option<PathBuf>,
 }
+
+/// The configuration that every `ssh` reads.
+const SSH_CONFIG: &str = "/etc/ssh/ssh_config";
 
 /// Larger files of `/etc` are cut: no name service configuration is.
 const MAX_NSSWITCH: u64 = 64 * 1024;
@@ -46,6 +53,13 @@ pub(super) fn put_on(view: &View) -> Result<Vec<String>, Failed> {
     bind(&view.hosts, "/etc/hosts")
         .map_err(|e| Failed::new(format!("bind {} over /etc/hosts", view.hosts.display()), e))?;
     private_files().map_err(|e| Failed::new("bind a private /etc/nsswitch.conf", e))?;
+    if let Some(config) = &view.ssh_config
+        && Path::new(SSH_CONFIG).exists()
+        && let Err(error) = bind(config, SSH_CONFIG)
+    {
+        let (config, error) = (config.display(), OsError::of(&error));
+        warnings.push(format!("bind {config} over {SSH_CONFIG}: {error}; ssh works by PATH only"));
+    }
     if let Err(error) = fresh_sysfs() {
         warnings.push(format!(
             "mount a fresh /sys: {}; UCX (MPICH) may not find the overlay device",

@@ -96,6 +96,7 @@ pub(crate) fn become_user(uid: u32) {
 /// Files of one test.
 pub(crate) struct Desk {
     pub(crate) hosts: tempfile::NamedTempFile,
+    pub(crate) ssh_config: tempfile::NamedTempFile,
 }
 
 impl Desk {
@@ -105,7 +106,9 @@ impl Desk {
             "127.0.0.1 localhost\n::1 localhost\n{IPV4} nodea nodea.lab\n{IPV6} nodea nodea.lab\n{PEER4} nodeb\n{PEER6} nodeb\n"
         );
         io::Write::write_all(&mut hosts, text.as_bytes()).unwrap();
-        Self { hosts }
+        let mut ssh_config = tempfile::NamedTempFile::new().unwrap();
+        io::Write::write_all(&mut ssh_config, b"Host *\n    Port 4242\n").unwrap();
+        Self { hosts, ssh_config }
     }
 
     pub(crate) fn spec(&self, backend: Backend) -> BuildSpec {
@@ -123,7 +126,10 @@ impl Desk {
     }
 
     pub(crate) fn view(&self) -> View {
-        View { hosts: self.hosts.path().to_owned() }
+        View {
+            hosts: self.hosts.path().to_owned(),
+            ssh_config: Some(self.ssh_config.path().to_owned()),
+        }
     }
 
     pub(crate) fn build(&self, backend: Backend) -> Built {

@@ -73,6 +73,10 @@ pub(crate) fn whole_node(tun: Tun) {
         let (status, text) = desk.run(ns, &format!("ping -n -c 1 -W 5 {target}"));
         assert_eq!(status, 0, "ping {target}: {text}");
     }
+    // The system's ssh reads the network's configuration, whatever PATH is.
+    if std::path::Path::new("/etc/ssh/ssh_config").exists() {
+        expect("PATH=/usr/bin ssh -G nodeb 2>&1 | grep ^port", "port 4242");
+    }
     // Names: ours alone, and no waiting for a server that is not there.
     expect("getent ahostsv4 nodeb | awk '{print $1}' | sort -u", "10.99.0.7");
     expect("getent ahostsv6 nodeb | awk '{print $1}' | sort -u", "fdcc:1:2::7");

@@ -86,7 +86,12 @@ fn prepare(
     let (program, words) = choose(&view)?;
 
     let namespaces = Namespaces::from_fds(fds);
-    let entered = enter::enter(&namespaces, &enter::View { hosts: view.hosts.clone() })?;
+    let files = enter::View {
+        hosts: view.hosts.clone(),
+        // Where the daemon writes it, beside the programs.
+        ssh_config: Some(view.bin.with_file_name("ssh_config")),
+    };
+    let entered = enter::enter(&namespaces, &files)?;
     for warning in entered.warnings {
         output::warn(&warning);
     }

@@ -91,10 +91,7 @@ fn owner_table(policy: &Policy, own: &(Name, Option<Owner>), nodes: &[Neighbour]
     let execute = match policy {
         Policy::Owner => Execute::Owner,
         Policy::None => Execute::Nobody,
-        Policy::Owners(_) => {
-            let allowed = nodes.iter().filter(|n| policy.allows(own.1.as_ref(), n.owner.as_ref()));
-            Execute::Names(allowed.map(|node| node.name.clone()).collect())
-        }
+        Policy::Owners(owners) => Execute::Owners(owners.clone()),
     };
     OwnerTable { here: Member { name: own.0.clone(), owner: own.1.clone() }, execute, members }
 }

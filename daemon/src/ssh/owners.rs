@@ -16,8 +16,8 @@ pub enum Execute {
     Owner,
     /// Nobody.
     Nobody,
-    /// Exactly these nodes, whoever owns them.
-    Names(Vec<Name>),
+    /// Nodes of exactly these owners.
+    Owners(Vec<Owner>),
 }
 
 /// A node as the rule sees it.
@@ -54,21 +54,32 @@ pub enum Refusal {
         /// This node.
         here: Name,
     },
-    /// The owners differ, or one is missing.
+    /// The owners differ.
     #[error(
-        "node {from} ({}) may not execute on {here} ({}): only nodes of the same owner may; \
-         the user of {here} can allow it with `execute = [\"{from}\"]` under [node] in its master.toml",
-        owner_text(from_owner.as_ref()), owner_text(here_owner.as_ref())
+        "node {from} (owner {from_owner}) may not execute on {here} ({}): only nodes of the same owner may; the user of {here} can \
+         allow it with {from_owner} in `execute = [..]`, under [node] in its master.toml",
+        owner_text(here_owner.as_ref())
     )]
-    Owner {
+    Other {
         /// The node that tried.
         from: Name,
         /// Its owner.
-        from_owner: Option<Owner>,
+        from_owner: Owner,
         /// This node.
         here: Name,
         /// This node's owner.
         here_owner: Option<Owner>,
+    },
+    /// Who has no owner executes nowhere.
+    #[error(
+        "node {from} (no owner) may not execute on {here}: its certificate names no owner, and such a node executes nowhere; \
+         whoever runs the network can issue it one with `clusternet issue --owner`"
+    )]
+    NoOwner {
+        /// The node that tried.
+        from: Name,
+        /// This node.
+        here: Name,
     },
     /// The machine's user lets nobody in.
     #[error(
@@ -80,13 +91,16 @@ pub enum Refusal {
         /// This node.
         here: Name,
     },
-    /// The machine's user named the nodes that may, and this is not one of them.
+    /// The machine's user listed the owners whose nodes may, and this is not one of them.
     #[error(
-        "node {from} may not execute on {here}: its user allows only nodes of the owners that `execute` names, under [node] in its master.toml"
+        "node {from} (owner {from_owner}) may not execute on {here}: its user allows only the owners listed in \
+         `execute = [..]`, under [node] in its master.toml"
     )]
-    NotNamed {
+    NotListed {
         /// The node that tried.
         from: Name,
+        /// Its owner.
+        from_owner: Owner,
         /// This node.
         here: Name,
     },
@@ -108,19 +122,19 @@ impl OwnerTable {
             return Err(Refusal::Unknown { address, here });
         };
         let from = member.name.clone();
+        if self.execute == Execute::Nobody {
+            return Err(Refusal::Nobody { from, here });
+        }
+        let Some(from_owner) = member.owner.clone() else {
+            return Err(Refusal::NoOwner { from, here });
+        };
         match &self.execute {
-            Execute::Nobody => Err(Refusal::Nobody { from, here }),
-            Execute::Names(names) if names.contains(&from) => Ok(member),
-            Execute::Names(_) => Err(Refusal::NotNamed { from, here }),
-            Execute::Owner if member.owner.is_some() && member.owner == self.here.owner => {
-                Ok(member)
+            Execute::Owner if self.here.owner.as_ref() == Some(&from_owner) => Ok(member),
+            Execute::Owners(owners) if owners.contains(&from_owner) => Ok(member),
+            Execute::Owners(_) => Err(Refusal::NotListed { from, from_owner, here }),
+            Execute::Owner | Execute::Nobody => {
+                Err(Refusal::Other { from, from_owner, here, here_owner: self.here.owner.clone() })
             }
-            Execute::Owner => Err(Refusal::Owner {
-                from,
-                from_owner: member.owner.clone(),
-                here,
-                here_owner: self.here.owner.clone(),
-            }),
         }
     }
 }
@@ -163,8 +177,9 @@ mod tests {
     #[test]
     fn the_user_of_the_machine_has_the_last_word() {
         assert_eq!(admitted(&table(Some("alice"), Execute::Nobody)), [0; 0]);
-        let named = Execute::Names(vec!["c".parse().unwrap(), "d".parse().unwrap()]);
-        assert_eq!(admitted(&table(Some("alice"), named)), [3, 4]);
+        let listed = || Execute::Owners(vec!["bob".parse().unwrap()]);
+        assert_eq!(admitted(&table(Some("alice"), listed())), [3]);
+        assert_eq!(admitted(&table(None, listed())), [3]);
     }
 
     #[test]
@@ -181,6 +196,6 @@ mod tests {
             text.starts_with("node c (owner bob) may not execute on a (owner alice): "),
             "{text}"
         );
-        assert!(text.contains("execute = [\"c\"]"), "{text}");
+        assert!(text.contains("with bob in `execute = [..]`"), "{text}");
     }
 }

@@ -20,7 +20,10 @@ fn another_owner_is_refused_and_told_why_on_the_terminal() {
             "127.0.0.3",
             "clusternet: node c (owner bob) may not execute on a (owner alice): only nodes of the same owner may",
         ),
-        ("127.0.0.4", "clusternet: node d (no owner) may not execute on a (owner alice): "),
+        (
+            "127.0.0.4",
+            "clusternet: node d (no owner) may not execute on a: its certificate names no owner",
+        ),
         (
             "127.0.0.9",
             "clusternet: 127.0.0.9 may not execute on a: a knows no valid certificate with this address",
@@ -54,7 +57,9 @@ fn the_machine_s_user_has_the_last_word() {
     server.owners.send_modify(|table| table.execute = Execute::Nobody);
     let output = server.run(&["127.0.0.1", "true"], b"");
     assert!(String::from_utf8_lossy(&output.stderr).contains("allows nobody"));
-    server.owners.send_modify(|table| table.execute = Execute::Names(vec!["c".parse().unwrap()]));
+    server
+        .owners
+        .send_modify(|table| table.execute = Execute::Owners(vec!["bob".parse().unwrap()]));
     assert!(server.run(&["-b", "127.0.0.3", "127.0.0.1", "true"], b"").status.success());
     assert!(!server.run(&["-b", "127.0.0.2", "127.0.0.1", "true"], b"").status.success());
 }
