@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Shutdown, SocketAddr},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -14,17 +14,17 @@ use anyhow::Context as _;
 use clusternet::words::id::Name;
 use nix::sys::socket::{setsockopt, sockopt};
 use russh::{
-    Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, MethodSet, Pty, Sig,
+    Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodSet, Pty, Sig,
     server::{Auth, ChannelOpenHandle, Handler, Msg, Session},
 };
 use tokio::{
     net::TcpStream,
-    sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
+    sync::{mpsc, watch},
 };
 
 use super::{
     Place, Shared,
+    channels::{Channels, Entry, Kind, Owned, Waiting},
     command::{self, Addresses, Asked, Program, Terminal, WindowSize},
     forward,
     input::{Input, TRICKLE, WINDOW},
@@ -36,8 +36,6 @@ use super::{
 const GRACE: Duration = Duration::from_secs(30);
 /// How long a peer is given to take the words of parting.
 const PARTING: Duration = Duration::from_millis(500);
-/// Channels of one connection, forwards included.
-const MAX_CHANNELS: usize = 256;
 /// Ports that one connection may have listened on.
 const MAX_LISTENING: usize = 64;
 /// Variables that one session may send.
@@ -123,76 +121,6 @@ fn keep_alive(stream: &TcpStream) -> nix::Result<()> {
     setsockopt(stream, sockopt::TcpKeepIdle, &120)?;
     setsockopt(stream, sockopt::TcpKeepInterval, &60)?;
     setsockopt(stream, sockopt::TcpKeepCount, &10)
-}
-
-/// A task that ends when this is dropped.
-pub(super) struct Owned(pub(super) AbortHandle);
-
-impl Drop for Owned {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// What there is to know about an open channel. Dropping it ends what serves the channel.
-pub(super) struct Entry {
-    pub(super) input: Input,
-    pub(super) kind: Kind,
-}
-
-pub(super) enum Kind {
-    /// A session that has not been told what to run.
-    Waiting(Waiting),
-    /// A session that runs: where its orders go.
-    Running(mpsc::Sender<Order>),
-    /// A forward. What carries it hears of the end by this being dropped.
-    Forward(#[expect(dead_code, reason = "held for its drop")] oneshot::Sender<()>),
-}
-
-/// A session before it starts.
-pub(super) struct Waiting {
-    output: ChannelWriteHalf<Msg>,
-    asked: Asked,
-}
-
-impl Drop for Entry {
-    /// No more will come. What has come is still read.
-    fn drop(&mut self) {
-        self.input.end();
-    }
-}
-
-/// The open channels of a connection. The task that serves a channel removes it, since the library does not tell of a close that
-/// answers ours.
-#[derive(Clone, Default)]
-pub(super) struct Channels(Arc<Mutex<HashMap<ChannelId, Entry>>>);
-
-impl Channels {
-    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<ChannelId, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn remove(&self, id: ChannelId) {
-        // Dropped outside the lock: an entry's end wakes others.
-        let entry = self.lock().remove(&id);
-        drop(entry);
-    }
-
-    /// The input of a forward that may or may not be known already, and the end of a new one.
-    pub(super) fn forward(&self, id: ChannelId) -> (Input, Option<oneshot::Receiver<()>>) {
-        let mut closed = None;
-        let mut channels = self.lock();
-        let entry = channels.entry(id).or_insert_with(|| {
-            let (close, receiver) = oneshot::channel();
-            closed = Some(receiver);
-            Entry { input: Input::default(), kind: Kind::Forward(close) }
-        });
-        (entry.input.clone(), closed)
-    }
-
-    pub(super) fn are_full(&self) -> bool {
-        self.lock().len() >= MAX_CHANNELS
-    }
 }
 
 struct Connection {

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{Channels, Owned},
+    channels::{Channels, Owned},
     input::Input,
 };
 

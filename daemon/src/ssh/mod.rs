@@ -32,6 +32,7 @@ use russh::{
 };
 use tokio::{net::TcpListener, sync::watch};
 
+mod channels;
 pub mod client;
 mod command;
 mod connection;

@@ -29,8 +29,8 @@ use tokio::{
 };
 
 use super::{
+    channels::{Channels, Owned},
     command::{Started, Streams, WindowSize},
-    connection::{Channels, Owned},
     input::Input,
 };
 
