@@ -411,6 +411,27 @@ fn a_clock_that_jumps_does_not_end_talk() {
 }
 
 #[test]
+fn a_ping_waits_for_the_tunnel_and_is_answered() {
+    use clusternet::node::output::{Event, Output};
+    simulate(41, |clock| {
+        let mut campus = campus(clock, 41);
+        campus.join();
+        campus.world.net.run_for(SECOND);
+        let address = campus.b.1.certificate.ipv4.into();
+        campus.world.net.with(campus.a.0, |machine, now| {
+            let node = machine.node.as_mut().unwrap();
+            while !matches!(node.poll_output(), Output::Timeout(_)) {}
+            assert!(node.handle_echo(address, now).is_some());
+        });
+        let is_answered = |net: &sim::Net<world::Machine>| {
+            let events = &net.peek(campus.a.0).events;
+            events.iter().any(|event| matches!(event, Event::EchoReply { .. }))
+        };
+        assert!(campus.world.net.run_until(SECOND, is_answered));
+    });
+}
+
+#[test]
 fn the_same_seed_is_the_same_run() {
     let run = || {
         simulate(40, |clock| {

@@ -170,8 +170,29 @@ impl Node {
         self.drain_sink(&key, sink, None, now);
     }
 
+    /// Sends the pings for a peer that wait, once its tunnel is ready.
+    pub(super) fn send_echoes(&mut self, key: &TransportKey, now: Now) {
+        let Some(contact) = self.contacts.get_mut(key).filter(|contact| contact.is_ready()) else {
+            return;
+        };
+        let waiting = self.echoes.iter_mut().filter(|(_, echo)| echo.key == *key && !echo.is_sent);
+        let ids: Vec<u64> = waiting
+            .map(|(id, echo)| {
+                echo.is_sent = true;
+                *id
+            })
+            .collect();
+        if !ids.is_empty() {
+            contact.paths.handle_sent(now.instant);
+        }
+        for id in ids {
+            self.send(key, &Record::Echo { id }, None, now);
+        }
+    }
+
     /// Sends what waited, once the tunnel is ready.
     pub(super) fn flush_staged(&mut self, key: &TransportKey, now: Now) {
+        self.send_echoes(key, now);
         let Some(contact) = self.contacts.get_mut(key) else { return };
         if !contact.is_ready() || contact.staged.is_empty() {
             return;

@@ -94,6 +94,15 @@ const NOTHING_DUE: Duration = Duration::from_secs(3600);
 /// Pings that wait for an answer at once.
 const MAX_ECHOES: usize = 1024;
 
+/// A ping under way.
+#[derive(Debug)]
+struct Echo {
+    key: TransportKey,
+    asked: Instant,
+    /// Not before the peer's tunnel is ready; the round trip then includes the waiting, as it does for a packet.
+    is_sent: bool,
+}
+
 /// What a node starts with.
 #[derive(Debug)]
 pub struct Settings {
@@ -174,7 +183,7 @@ pub struct Node {
     vantage: Vantage,
     budget: Budget,
     announcer: Announcer,
-    echoes: BTreeMap<u64, (TransportKey, Instant)>,
+    echoes: BTreeMap<u64, Echo>,
     counters: Counters,
     draw: Draw,
     record_id: u32,
@@ -345,19 +354,16 @@ impl Node {
     pub fn handle_echo(&mut self, address: IpAddr, now: Now) -> Option<u64> {
         self.assert_drained();
         let key = self.members.owner_of(&address)?.next_hop;
-        self.echoes.retain(|_, (_, sent)| now.instant.duration_since(*sent) < CONNECT_PATIENCE);
+        self.echoes.retain(|_, echo| now.instant.duration_since(echo.asked) < CONNECT_PATIENCE);
         if self.echoes.len() >= MAX_ECHOES {
             return None;
         }
         let id = self.draw.u64();
-        self.echoes.insert(id, (key, now.instant));
+        self.echoes.insert(id, Echo { key, asked: now.instant, is_sent: false });
         self.connect(&key, now);
         let contact = self.contacts.get_mut(&key)?;
         contact.last_used = now.instant;
-        if contact.is_ready() {
-            contact.paths.handle_sent(now.instant);
-            self.send(&key, &Record::Echo { id }, None, now);
-        }
+        self.send_echoes(&key, now);
         self.work(now);
         Some(id)
     }

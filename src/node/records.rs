@@ -81,9 +81,9 @@ impl Node {
                 self.send(key, &Record::EchoReply { id, direct }, None, now);
             }
             Record::EchoReply { id, direct } => {
-                let is_ours = self.echoes.get(&id).is_some_and(|(asked, _)| asked == key);
-                if is_ours && let Some((_, sent)) = self.echoes.remove(&id) {
-                    let round_trip = now.instant.duration_since(sent);
+                let is_ours = self.echoes.get(&id).is_some_and(|echo| echo.key == *key);
+                if is_ours && let Some(echo) = self.echoes.remove(&id) {
+                    let round_trip = now.instant.duration_since(echo.asked);
                     let event = Event::EchoReply { id, route: origin, direct, round_trip };
                     self.outputs.push_back(Output::Event(event));
                 }
