@@ -137,7 +137,7 @@ fn own_ping(network: &mut Network) -> Result<()> {
 /// Both ways, both families, ports that the system chose.
 fn random_ports(network: &mut Network) -> Result<()> {
     need(&["socat"])?;
-    for (from, to) in [("a", "b"), ("b", "a"), ("head", "c"), ("c", "b")] {
+    for (from, to) in [("a", "b"), ("b", "a"), ("head", "c")] {
         for protocol in ["TCP4", "TCP6", "UDP4", "UDP6"] {
             let transport = &protocol[..3];
             let family = &protocol[3..];
@@ -151,11 +151,10 @@ fn random_ports(network: &mut Network) -> Result<()> {
                 .spawn()?;
             server.wait_for("listening on", 20)?;
             let port = port_of(&server.stderr())?;
+            // UDP knows no end: two seconds without anything are one.
+            let end = if transport == "TCP" { "-t20" } else { "-t2" };
             let said = network
-                .inside(
-                    from,
-                    &format!("socat -t10 - {protocol}:{to}:{port},shut-none | head -c 12"),
-                )
+                .inside(from, &format!("socat {end} - {protocol}:{to}:{port}"))
                 .stdin("hello there\n")
                 .run()?;
             ensure!(

@@ -174,17 +174,8 @@ fn interrupt(network: &mut Network) -> Result<()> {
     Ok(())
 }
 
-fn runs(network: &Network, node: &str, pattern: &str) -> Result<bool> {
-    Ok(network
-        .lab
-        .on(node)
-        .sh(&format!("pgrep -f '{pattern}'"))
-        .root()
-        .run()?
-        .stdout
-        .lines()
-        .count()
-        > 1)
+fn runs(network: &Network, node: &str, command: &str) -> Result<bool> {
+    Ok(network.lab.on(node).processes()?.iter().any(|line| line.ends_with(command)))
 }
 
 fn hang_up(network: &mut Network) -> Result<()> {
@@ -195,10 +186,10 @@ fn hang_up(network: &mut Network) -> Result<()> {
         .spawn()?;
     let mut session = session;
     session.wait_for("ready", 30)?;
-    ensure!(runs(network, "b", "[s]leep 98765|pgrep")?, "the command does not run");
+    ensure!(runs(network, "b", " sleep 98765")?, "the command does not run");
     session.signal(Signal::SIGKILL)?;
     wait_until("the command to end with its client", SOON, || {
-        Ok((!runs(network, "b", "[s]leep 98765|pgrep")?).then_some(()))
+        Ok((!runs(network, "b", " sleep 98765")?).then_some(()))
     })
 }
 
