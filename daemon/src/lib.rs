@@ -16,6 +16,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 /// What the binary does: takes the role that its first argument names.
 pub fn main() -> ExitCode {
+    clusternet::sys::process::forget_callers_signals();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let role = arguments.first().and_then(|role| role.to_str());
     let done = match role {

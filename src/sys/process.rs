@@ -18,7 +18,7 @@ use nix::{
     sys::{
         prctl,
         resource::{Resource, setrlimit},
-        signal::{SigHandler, Signal, kill, signal},
+        signal::{SigHandler, SigSet, Signal, kill, signal},
         stat::Mode,
         wait::{WaitStatus, waitpid},
     },
@@ -191,6 +191,19 @@ pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) -> Vec<RawFd> {
 pub fn restore_sigpipe() {
     // SAFETY: installs the default action; no handler of ours is replaced.
     let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+}
+
+/// Gives every signal but SIGPIPE its default action and blocks none. What a shell ignores for its background jobs, and what a
+/// caller blocks, would otherwise be inherited down to the programs of ssh sessions: Control-C would not reach them.
+pub fn forget_callers_signals() {
+    for each in Signal::iterator() {
+        // SIGKILL and SIGSTOP refuse, which is fine: they cannot be ignored. SIGPIPE stays as Rust's start-up has it.
+        if each != Signal::SIGPIPE {
+            // SAFETY: installs the default action; for the first lines of `main`, before any handler of ours.
+            let _ = unsafe { signal(each, SigHandler::SigDfl) };
+        }
+    }
+    let _ = SigSet::empty().thread_set_mask();
 }
 
 /// A process that was found inside a namespace.
