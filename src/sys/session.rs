@@ -73,7 +73,8 @@ pub fn set_window_size(terminal: impl AsFd, size: WindowSize) -> io::Result<()> 
 }
 
 /// Makes `command` start as leader of a session of its own; with `controlling_terminal`, its standard input, a terminal, becomes
-/// that of the session.
+/// that of the session. It inherits nothing but its standard streams, whatever this process was started with: a pipe of whoever
+/// started the daemon would never end.
 pub fn lead_session(command: &mut Command, controlling_terminal: bool) {
     let enter = move || {
         setsid()?;
@@ -83,8 +84,13 @@ pub fn lead_session(command: &mut Command, controlling_terminal: bool) {
                 return Err(io::Error::last_os_error());
             }
         }
+        // SAFETY: the call changes flags of descriptors, which no code between here and exec uses. On kernels before 5.11 it
+        // fails and what was inherited stays open, as it always did.
+        unsafe {
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        };
         Ok(())
     };
-    // SAFETY: between fork and exec only setsid and ioctl are called: async-signal-safe, no allocation, no locks.
+    // SAFETY: between fork and exec only setsid, ioctl and close_range are called: async-signal-safe, no allocation, no locks.
     unsafe { command.pre_exec(enter) };
 }

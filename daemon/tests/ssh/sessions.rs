@@ -91,6 +91,17 @@ fn the_environment_is_that_of_a_login_and_ours() {
 }
 
 #[test]
+fn a_command_inherits_its_streams_and_nothing_else() {
+    if !have("ssh") {
+        return;
+    }
+    // What careless starters leave open in a daemon: it has no close-on-exec flag.
+    let _left_open = nix::unistd::pipe().unwrap();
+    let server = Server::start();
+    assert_eq!(server.says("exec ls /proc/self/fd"), "0\n1\n2\n3\n", "3 is the directory");
+}
+
+#[test]
 fn bash_reads_its_start_up_file_for_a_command() {
     if !have("ssh") {
         return;
