@@ -217,3 +217,85 @@ pub(crate) fn write_hosts(path: &Path, text: &str) -> anyhow::Result<()> {
     };
     write().with_context(|| format!("write {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        text.parse().unwrap()
+    }
+
+    fn node(text: &str, n: u8, is_self: bool) -> Neighbour {
+        Neighbour {
+            name: name(text),
+            ipv4: [10, 99, 0, n].into(),
+            ipv6: [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into(),
+            host: None,
+            owner: None,
+            is_self,
+        }
+    }
+
+    #[test]
+    fn the_node_itself_comes_first_and_nothing_of_the_host() {
+        let text = hosts_text(&name("lab"), &[node("a", 2, false), node("b", 3, true)]);
+        let lines: Vec<&str> = text.lines().skip(4).collect();
+        assert_eq!(
+            lines,
+            ["10.99.0.3 b b.lab", "fd00::3 b b.lab", "10.99.0.2 a a.lab", "fd00::2 a a.lab"]
+        );
+    }
+
+    #[test]
+    fn the_hosts_file_keeps_its_inode_and_never_shrinks() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("hosts");
+        write_hosts(&path, "10.99.0.1 a\n10.99.0.2 b\n").unwrap();
+        let inode = fs::metadata(&path).unwrap().ino();
+        write_hosts(&path, "10.99.0.1 a\n").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.len(), 24);
+        assert_eq!(text.trim_end(), "10.99.0.1 a");
+    }
+
+    #[test]
+    fn a_second_keeper_is_told_who_runs_and_a_later_one_finds_it_clean() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("clusternet/lab");
+        let first = Runtime::make(&path, &name("lab")).unwrap();
+        let told = Runtime::make(&path, &name("lab")).unwrap_err().to_string();
+        let own = std::process::id();
+        assert!(told.contains(&format!("is running already (process {own})")), "{told}");
+        fs::write(path.join("hosts"), "stale").unwrap();
+        fs::create_dir(path.join("pvm")).unwrap();
+        drop(first);
+        let second = Runtime::make(&path, &name("lab")).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "the lock alone");
+        remove(&path);
+        drop(second);
+        assert!(!directory.path().join("clusternet").exists());
+    }
+
+    #[test]
+    fn a_lock_that_was_removed_is_not_held_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("clusternet/lab");
+        let mut first = Runtime::make(&path, &name("lab")).unwrap();
+        fs::remove_dir_all(&path).unwrap();
+        first.lock_again(&name("lab")).unwrap();
+        assert!(Runtime::make(&path, &name("lab")).is_err());
+    }
+
+    #[test]
+    fn the_control_socket_is_private_however_long_its_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = directory.path().join("x".repeat(120));
+        let runtime = Runtime::make(&long.join("lab"), &name("lab")).unwrap();
+        let _listener = runtime.bind_control().unwrap();
+        let mode = |path: PathBuf| fs::metadata(path).unwrap().mode() & 0o777;
+        assert_eq!(mode(long.join("lab/control")), 0o600);
+        assert_eq!(mode(long.join("lab")), 0o700);
+    }
+}

@@ -622,3 +622,35 @@ fn secrets_are_in_no_argument_environment_or_log() {
         }
     }
 }
+
+#[test]
+fn an_instance_that_ends_by_itself_is_remembered() {
+    let place = Place::new();
+    place.join();
+    place.ok(&["issue", "a", "--valid", "6s"]);
+    let other = format!("{}a", place.instance);
+    place.ok(&["join", "lab/master.toml", "--key", "lab/a.key", "--name", &other]);
+    until("its certificate's end", || !place.output(&["status", "--on", &other]).status.success());
+    let mut told = String::new();
+    until("the last words", || {
+        let output = place.output(&["status", "--on", &other]);
+        told = String::from_utf8_lossy(&output.stderr).into_owned();
+        output.status.code() == Some(3)
+            && told.contains(&format!("instance {other} ended by itself: "))
+    });
+    assert!(!place.path("run/clusternet").join(&other).exists());
+    let told = place.fails(1, &["join", "lab/master.toml", "--key", "lab/a.key", "--name", &other]);
+    assert!(told.contains("has expired"), "{told}");
+}
+
+#[test]
+fn a_daemon_that_hangs_can_still_be_left() {
+    let place = Place::new();
+    place.join();
+    let serve = place.process("serve").unwrap();
+    kill(serve, Signal::SIGSTOP).unwrap();
+    let told = place.fails(3, &["leave"]);
+    assert!(told.contains("no answer within 10 s"), "{told}");
+    place.ok(&["leave", "--kill"]);
+    place.nothing_is_left();
+}

@@ -149,7 +149,7 @@ fn look_for(name: &'static str, ask: &[&str], package: &'static str) -> Program 
     Program { name, path: found, version, package }
 }
 
-/// The first line a program says, cut to what fits a table.
+/// The first line with a number in it that a program says, cut to what fits a table.
 fn version(program: &Path, ask: &[&str]) -> Option<String> {
     let mut child = Command::new(program)
         .args(ask)
@@ -165,8 +165,8 @@ fn version(program: &Path, ask: &[&str]) -> Option<String> {
     let output = child.wait_with_output().ok()?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text);
-    let line = text.lines().find(|line| !line.trim().is_empty())?;
-    Some(line.trim().chars().take(60).collect())
+    let line = text.lines().find(|line| line.contains(|c: char| c.is_ascii_digit()))?;
+    Some(line.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(60).collect())
 }
 
 /// Where this user may keep keys.

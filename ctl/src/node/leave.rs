@@ -1,12 +1,13 @@
 //! `leave`: ends an instance.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, fs, time::Duration};
 
 use anyhow::{Context, bail};
 use clusternet::{
     api::{Reply, Request},
     sys::process::PidFd,
 };
+use nix::sys::signal::Signal;
 
 use super::Leave;
 use crate::{
@@ -30,7 +31,10 @@ pub(super) fn run(arguments: &Leave) -> anyhow::Result<u8> {
 
 /// Ends `instance` and waits until nothing of it is left.
 pub(super) fn leave(instance: &Instance, kill: bool) -> anyhow::Result<()> {
-    let (hello, _) = instance.ask(&Request::Hello, PATIENCE)?;
+    let (hello, _) = match instance.ask(&Request::Hello, PATIENCE) {
+        Err(error) if kill => return end_keeper(instance).context(format!("{error:#}")),
+        other => other?,
+    };
     let Reply::Hello { keeper, .. } = hello else { return Err(control::unexpected(&hello)) };
     let keeper = PidFd::open(keeper).context("hold the keeper")?;
     let patience = if kill { KILL_PATIENCE } else { PATIENCE };
@@ -56,4 +60,23 @@ pub(super) fn leave(instance: &Instance, kill: bool) -> anyhow::Result<()> {
     } else {
         bail!("the keeper of {} has not ended within {} s", instance.name, END_PATIENCE.as_secs())
     }
+}
+
+/// The last resort, where nobody answers: the keeper is asked by signal. Programs inside stay, in a network that is dead.
+fn end_keeper(instance: &Instance) -> anyhow::Result<()> {
+    let path = instance.directory.join("lock");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let pid: i32 = text.trim().parse().with_context(|| format!("understand {}", path.display()))?;
+    let keeper = PidFd::open(pid).context("hold the keeper")?;
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let wanted = format!("\0keeper\0{}\0", instance.name);
+    if !String::from_utf8_lossy(&words).ends_with(&wanted) {
+        bail!("process {pid} is not the keeper of {}", instance.name);
+    }
+    keeper.signal(Signal::SIGTERM).context("ask the keeper to end")?;
+    if keeper.wait(END_PATIENCE).context("wait for the keeper")? {
+        return Ok(());
+    }
+    // Its children see that, and clean up.
+    keeper.signal(Signal::SIGKILL).context("end the keeper")
 }

@@ -4,9 +4,13 @@
 //! something is due: a restart, a look at the control socket, the next step of leaving.
 
 use std::{
+    fs::DirBuilder,
     os::{
         fd::AsFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::DirBuilderExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     time::{Duration, Instant},
 };
@@ -254,6 +258,11 @@ impl<'a> Keeper<'a> {
                 tracing::warn!("the control socket had disappeared and was made again");
                 self.control = control;
                 self.control_file = FileId::of_path(&path).ok();
+                for name in [runtime::SSH, runtime::PVM] {
+                    // Where it is still there, nothing is to be done.
+                    let path = self.runtime.path().join(name);
+                    let _ = DirBuilder::new().mode(0o700).create(path);
+                }
                 let hosts = self.view.hosts.clone();
                 if !hosts.exists() {
                     // `serve` fills it; until then a command finds at least something to bind.

@@ -22,13 +22,13 @@ pub(super) fn run(arguments: &Demo) -> anyhow::Result<u8> {
     let done = perform(&mut stage, &nodes);
     // Whatever happened: nothing is left behind.
     stage.clear(&nodes);
+    if let Some(signal) = stage.interrupted() {
+        output::complain("interrupted; everything was cleared up");
+        return Ok(128 + signal);
+    }
     done?;
     stage.summary()?;
-    Ok(match stage.interrupted() {
-        Some(signal) => 128 + signal,
-        None if stage.failures() > 0 => exit::NO,
-        None => 0,
-    })
+    Ok(if stage.failures() > 0 { exit::NO } else { 0 })
 }
 
 fn perform(stage: &mut Stage, nodes: &[String]) -> anyhow::Result<()> {
