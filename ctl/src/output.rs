@@ -79,14 +79,19 @@ pub(crate) fn table<const N: usize>(heads: [&str; N]) -> Table {
 ///
 /// # Errors
 /// As [`print_bytes`].
-pub(crate) fn say_table(mut table: Table) -> anyhow::Result<()> {
+pub(crate) fn say_table(table: Table) -> anyhow::Result<()> {
+    say(table_text(table, colour()))
+}
+
+/// What [`say_table`] writes, without the last line's end.
+pub(crate) fn table_text(mut table: Table, colour: bool) -> String {
     for column in table.column_iter_mut() {
         column.set_padding((0, 2));
     }
     let text = table.trim_fmt();
     match text.split_once('\n') {
-        Some((heads, rows)) if colour() => say(format!("\u{1b}[1m{heads}\u{1b}[0m\n{rows}")),
-        Some(_) | None => say(text),
+        Some((heads, rows)) if colour => format!("\u{1b}[1m{heads}\u{1b}[0m\n{rows}"),
+        Some(_) | None => text,
     }
 }
 
