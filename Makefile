@@ -52,7 +52,8 @@ fuzz: ## fuzz every decoder for FUZZ_SECONDS each (needs a nightly and cargo-fuz
 	@if ! cargo +nightly --version >/dev/null 2>&1 || ! command -v cargo-fuzz >/dev/null; then \
 	  echo 'skipped: no nightly toolchain with cargo-fuzz; run: rustup toolchain install nightly && cargo install cargo-fuzz'; \
 	elif [ ! -d fuzz ]; then echo 'skipped: no fuzz directory'; \
-	else for target in $$(cargo +nightly fuzz list); do \
+	else $(CARGO) test -q --test fuzz -- --ignored write_the_seeds && \
+	  for target in $$(cargo +nightly fuzz list); do \
 	  cargo +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); done; fi
 
 miri: ## the parts that read hostile input, under miri (needs a nightly)

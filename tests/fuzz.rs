@@ -145,3 +145,16 @@ fn every_body_is_run_here_and_is_a_fuzz_target() {
         assert!(target.contains(&format!("run(\"{name}\"")), "{name} runs something else");
     }
 }
+
+#[test]
+#[ignore = "writes fuzz/corpus; `make fuzz` runs it"]
+fn write_the_seeds() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for body in &BODIES {
+        let directory = corpus.join(body.name);
+        std::fs::create_dir_all(&directory).expect("a directory");
+        for (number, seed) in (body.seeds)().iter().enumerate() {
+            std::fs::write(directory.join(format!("seed-{number}")), seed).expect("a file");
+        }
+    }
+}
