@@ -32,7 +32,7 @@ fn network(clock: sim::Clock, seed: u64) -> (World, (HostId, Identity), (HostId,
 
 /// Hands datagrams to a node as if they came from `from`; gives back what it answers.
 fn hand(machine: &mut Machine, from: SocketAddr, datagram: &[u8], now: Now) -> Vec<Vec<u8>> {
-    let node = machine.node.as_mut().unwrap();
+    let node = machine.node.as_mut().expect("it runs");
     let drain = |node: &mut clusternet::node::Node| {
         let mut sent = Vec::new();
         loop {
