@@ -98,6 +98,7 @@
 //! * **Revocations are in force as soon as one is seen, in order or not.** They are only *counted* in order.
 
 pub mod api;
+pub mod channel;
 pub mod config;
 pub mod dataplane;
 pub mod node;

@@ -1,0 +1,404 @@
+//! The exchange: an `Offer` and an `Accept` inside the tunnel, and the keys that follow from them.
+//!
+//! ```text
+//! offerer                                              answerer
+//!   X25519 e, ML-KEM (dk, ek)
+//!   Offer(number, receiver, suites, E, ek)  ────────▶  X25519 f; (ct, k1) = encapsulate(ek); k2 = f·E
+//!   k1 = decapsulate(dk, ct); k2 = e·F     ◀────────  Accept(number, receiver, suite, F, ct)
+//!   both: transcript = SHA-256(everything above, who they are, which starts of theirs)
+//!         prk = HKDF-Extract(salt: transcript, k1 ‖ k2)
+//!         key of a direction and stripe = HKDF-Expand(prk, label ‖ direction ‖ stripe)
+//!   seals under the new keys at once       ────────▶  seals under them after opening a message
+//! ```
+//! The answerer waits because ML-KEM rejects implicitly: a damaged ciphertext gives a wrong key and no error.
+//!
+//! The tunnel has authenticated both, and the transcript names both static keys, serials and incarnations: an exchange
+//! cannot be moved to another pair of nodes, or to another start of the same ones.
+
+use aws_lc_rs::{
+    hkdf, kem,
+    kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768},
+};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use x25519_dalek::{PublicKey, StaticSecret};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::{Suite, Suites};
+use crate::words::{
+    id::{Incarnation, NetworkId, Serial},
+    key::TransportKey,
+};
+
+/// Bytes of an ML-KEM-768 encapsulation key (FIPS 203).
+pub const ENCAPSULATION_KEY: usize = 1184;
+
+/// Bytes of an ML-KEM-768 ciphertext.
+pub const CIPHERTEXT: usize = 1088;
+
+/// First thing in the transcript: which protocol, which version.
+const LABEL: &[u8] = b"clusternet/1 channel";
+
+/// One party to an exchange, as the tunnel's introductions have told it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Party {
+    /// Of its certificate.
+    pub serial: Serial,
+    /// Static key of the tunnel.
+    pub key: TransportKey,
+    /// Which start of it.
+    pub incarnation: Incarnation,
+    /// What it can use, from its introduction, never from an announcement.
+    pub suites: Suites,
+}
+
+/// Who agrees: the offerer first.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Which network.
+    pub network: NetworkId,
+    /// Who offered.
+    pub offerer: Party,
+    /// Who answers.
+    pub answerer: Party,
+}
+
+/// "Let us have new keys." About 1.3 KB: two parts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Offer {
+    /// Rises within an incarnation; lower or completed ones are ignored.
+    pub number: u64,
+    /// By which index the offerer wants to be sent data.
+    pub receiver: u32,
+    /// Its X25519 share.
+    pub x25519: [u8; 32],
+    /// Its ML-KEM-768 encapsulation key.
+    pub mlkem: Vec<u8>,
+}
+
+/// "So be it." The same offer gets the byte-same answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Accept {
+    /// Of the offer.
+    pub number: u64,
+    /// By which index the answerer wants to be sent data.
+    pub receiver: u32,
+    /// The suite chosen from both sides' lists.
+    pub suite: Suite,
+    /// Its X25519 share.
+    pub x25519: [u8; 32],
+    /// ML-KEM-768 ciphertext.
+    pub mlkem: Vec<u8>,
+}
+
+/// Why an exchange came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ExchangeError {
+    /// A key or ciphertext of the wrong length, or not a key at all.
+    #[error("malformed channel exchange")]
+    Malformed,
+    /// The other side's X25519 share is of low order.
+    #[error("the other side's X25519 share gives no secret")]
+    LowOrder,
+    /// No suite that both have, or one that was not on offer.
+    #[error("no suite in common")]
+    Suite,
+    /// It answers another offer.
+    #[error("it answers another offer")]
+    Number,
+    /// The library failed; not the peer's doing.
+    #[error("the cryptographic library failed")]
+    Library,
+}
+
+/// The offerer's side, until the answer comes. Erased when dropped.
+pub struct Offered {
+    offer: Offer,
+    x25519: StaticSecret,
+    mlkem: DecapsulationKey<kem::AlgorithmId>,
+}
+
+impl std::fmt::Debug for Offered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Offered({})", self.offer.number)
+    }
+}
+
+/// What both sides have when an exchange is done.
+pub struct Agreed {
+    /// Which AEAD.
+    pub suite: Suite,
+    /// By which index the other side wants to be sent data.
+    pub send_index: u32,
+    /// By which index we are sent data.
+    pub receive_index: u32,
+    is_offerer: bool,
+    prk: hkdf::Prk,
+}
+
+impl std::fmt::Debug for Agreed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Agreed({:?}, {:08x})", self.suite, self.receive_index)
+    }
+}
+
+/// The two keys of one stripe, from our side. Zeroized when dropped.
+#[derive(Debug)]
+pub struct Keys {
+    /// For what we send.
+    pub seal: Zeroizing<[u8; 32]>,
+    /// For what we receive.
+    pub open: Zeroizing<[u8; 32]>,
+}
+
+impl Agreed {
+    /// Keys of a stripe (0 is the only one where one port pair serves).
+    pub fn keys(&self, stripe: u8) -> Keys {
+        // Direction 0 is what the offerer sends.
+        let (seal, open) = if self.is_offerer { (0, 1) } else { (1, 0) };
+        Keys { seal: self.expand(seal, stripe), open: self.expand(open, stripe) }
+    }
+
+    fn expand(&self, direction: u8, stripe: u8) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        let place = [direction, stripe];
+        let info: [&[u8]; 2] = [b"clusternet/1 channel key", &place];
+        self.prk
+            .expand(&info, hkdf::HKDF_SHA256)
+            .and_then(|okm| okm.fill(&mut *key))
+            .expect("HKDF-SHA256 expands to 32 bytes");
+        key
+    }
+}
+
+/// Begins an exchange: the offer to send and what to keep for the answer.
+///
+/// # Errors
+/// [`ExchangeError::Library`].
+pub fn offer(number: u64, receiver: u32) -> Result<Offered, ExchangeError> {
+    let mut scalar = [0; 32];
+    getrandom::fill(&mut scalar).map_err(|_| ExchangeError::Library)?;
+    let x25519 = StaticSecret::from(scalar);
+    scalar.zeroize();
+    let mlkem = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| ExchangeError::Library)?;
+    let public = mlkem.encapsulation_key().and_then(|key| Ok(key.key_bytes()?.as_ref().to_vec()));
+    let offer = Offer {
+        number,
+        receiver,
+        x25519: PublicKey::from(&x25519).to_bytes(),
+        mlkem: public.map_err(|_| ExchangeError::Library)?,
+    };
+    Ok(Offered { offer, x25519, mlkem })
+}
+
+/// Answers an offer.
+///
+/// # Errors
+/// [`ExchangeError`]: the offer is dropped.
+pub fn accept(
+    offer: &Offer,
+    receiver: u32,
+    context: &Context,
+) -> Result<(Accept, Agreed), ExchangeError> {
+    let suite =
+        context.offerer.suites.choose(context.answerer.suites).ok_or(ExchangeError::Suite)?;
+    if offer.mlkem.len() != ENCAPSULATION_KEY {
+        return Err(ExchangeError::Malformed);
+    }
+    let their_key =
+        EncapsulationKey::new(&ML_KEM_768, &offer.mlkem).map_err(|_| ExchangeError::Malformed)?;
+    let (ciphertext, k1) = their_key.encapsulate().map_err(|_| ExchangeError::Malformed)?;
+    let mut scalar = [0; 32];
+    getrandom::fill(&mut scalar).map_err(|_| ExchangeError::Library)?;
+    let secret = StaticSecret::from(scalar);
+    scalar.zeroize();
+    let accept = Accept {
+        number: offer.number,
+        receiver,
+        suite,
+        x25519: PublicKey::from(&secret).to_bytes(),
+        mlkem: ciphertext.as_ref().to_vec(),
+    };
+    let prk = derive(offer, &accept, context, k1.as_ref(), &secret, &offer.x25519)?;
+    let agreed = Agreed {
+        suite,
+        send_index: offer.receiver,
+        receive_index: receiver,
+        is_offerer: false,
+        prk,
+    };
+    Ok((accept, agreed))
+}
+
+impl Offered {
+    /// What to send, and to send again until the answer comes.
+    pub fn offer(&self) -> &Offer {
+        &self.offer
+    }
+
+    /// The answer has come.
+    ///
+    /// # Errors
+    /// [`ExchangeError`]: the answer is dropped. A damaged ciphertext is no error here: the keys then do not fit, which
+    /// shows when the first message does not open.
+    pub fn complete(&self, accept: &Accept, context: &Context) -> Result<Agreed, ExchangeError> {
+        if accept.number != self.offer.number {
+            return Err(ExchangeError::Number);
+        }
+        if context.offerer.suites.choose(context.answerer.suites) != Some(accept.suite) {
+            return Err(ExchangeError::Suite);
+        }
+        if accept.mlkem.len() != CIPHERTEXT {
+            return Err(ExchangeError::Malformed);
+        }
+        let k1 = self
+            .mlkem
+            .decapsulate(Ciphertext::from(accept.mlkem.as_slice()))
+            .map_err(|_| ExchangeError::Malformed)?;
+        let prk = derive(&self.offer, accept, context, k1.as_ref(), &self.x25519, &accept.x25519)?;
+        Ok(Agreed {
+            suite: accept.suite,
+            send_index: accept.receiver,
+            receive_index: self.offer.receiver,
+            is_offerer: true,
+            prk,
+        })
+    }
+}
+
+fn derive(
+    offer: &Offer,
+    accept: &Accept,
+    context: &Context,
+    k1: &[u8],
+    ours: &StaticSecret,
+    theirs: &[u8; 32],
+) -> Result<hkdf::Prk, ExchangeError> {
+    let k2 = ours.diffie_hellman(&PublicKey::from(*theirs));
+    if !k2.was_contributory() {
+        return Err(ExchangeError::LowOrder);
+    }
+    let mut secret = Zeroizing::new(Vec::with_capacity(k1.len() + 32));
+    secret.extend_from_slice(k1);
+    secret.extend_from_slice(k2.as_bytes());
+    let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, &transcript(offer, accept, context));
+    Ok(salt.extract(&secret))
+}
+
+/// SHA-256 over everything both have said and are. Fixed lengths throughout, so that no two exchanges read the same.
+fn transcript(offer: &Offer, accept: &Accept, context: &Context) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(LABEL);
+    hash.update(context.network.0);
+    for party in [&context.offerer, &context.answerer] {
+        hash.update(party.serial.0.to_le_bytes());
+        hash.update(party.key.0);
+        hash.update(party.incarnation.0.to_le_bytes());
+        hash.update([party.suites.0]);
+    }
+    hash.update(offer.number.to_le_bytes());
+    hash.update(offer.receiver.to_le_bytes());
+    hash.update(accept.receiver.to_le_bytes());
+    hash.update([accept.suite as u8]);
+    hash.update(offer.x25519);
+    hash.update(accept.x25519);
+    hash.update(&offer.mlkem);
+    hash.update(&accept.mlkem);
+    hash.finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Context {
+        let party = |n: u8| Party {
+            serial: Serial(n.into()),
+            key: TransportKey([n; 32]),
+            incarnation: Incarnation(u64::from(n) << 40),
+            suites: Suites::of(true),
+        };
+        Context { network: NetworkId([9; 16]), offerer: party(1), answerer: party(2) }
+    }
+
+    fn agree(
+        offerer_sees: &Context,
+        answerer_sees: &Context,
+        damage: impl Fn(&mut Accept),
+    ) -> Result<bool, ExchangeError> {
+        let offered = offer(1, 0x10)?;
+        let (mut accept, theirs) = accept(offered.offer(), 0x20, answerer_sees)?;
+        damage(&mut accept);
+        let ours = offered.complete(&accept, offerer_sees)?;
+        assert_eq!((ours.send_index, ours.receive_index), (accept.receiver, 0x10));
+        let (a, b) = (ours.keys(0), theirs.keys(0));
+        Ok(a.seal == b.open && a.open == b.seal)
+    }
+
+    #[test]
+    fn both_sides_have_the_same_keys() {
+        assert_eq!(agree(&context(), &context(), |_| ()), Ok(true));
+    }
+
+    #[test]
+    fn directions_and_stripes_have_keys_of_their_own() {
+        let offered = offer(1, 1).expect("a library that works");
+        let (_, agreed) = accept(offered.offer(), 2, &context()).expect("a good offer");
+        let keys: Vec<[u8; 32]> = (0..4)
+            .flat_map(|stripe| [*agreed.keys(stripe).seal, *agreed.keys(stripe).open])
+            .collect();
+        for (n, key) in keys.iter().enumerate() {
+            assert!(!keys[n + 1..].contains(key));
+        }
+    }
+
+    #[test]
+    fn whatever_the_two_see_differently_gives_different_keys() {
+        let changes: [fn(&mut Context); 6] = [
+            |c| c.network.0[0] ^= 1,
+            |c| c.offerer.serial.0 += 1,
+            |c| c.answerer.key.0[0] ^= 1,
+            |c| c.offerer.incarnation.0 += 1,
+            |c| c.answerer.incarnation.0 += 1,
+            |c| c.offerer.suites.0 |= 0x80,
+        ];
+        for change in changes {
+            let mut other = context();
+            change(&mut other);
+            assert_eq!(agree(&context(), &other, |_| ()), Ok(false));
+        }
+    }
+
+    #[test]
+    fn a_damaged_answer_gives_different_keys_or_an_error() {
+        let same = context();
+        assert_eq!(agree(&same, &same, |a| a.mlkem[7] ^= 1), Ok(false), "implicit rejection");
+        assert_eq!(agree(&same, &same, |a| a.x25519[7] ^= 1), Ok(false));
+        assert_eq!(agree(&same, &same, |a| a.receiver ^= 1), Ok(false));
+        assert_eq!(agree(&same, &same, |a| a.x25519 = [0; 32]), Err(ExchangeError::LowOrder));
+        let short = agree(&same, &same, |a| {
+            a.mlkem.pop();
+        });
+        assert_eq!(short, Err(ExchangeError::Malformed));
+        assert_eq!(agree(&same, &same, |a| a.number += 1), Err(ExchangeError::Number));
+    }
+
+    #[test]
+    fn a_suite_that_would_be_weaker_than_agreed_is_refused() {
+        let same = context();
+        let downgraded = agree(&same, &same, |a| a.suite = Suite::ChaCha20Poly1305);
+        assert_eq!(downgraded, Err(ExchangeError::Suite));
+    }
+
+    #[test]
+    fn an_offer_that_is_no_key_is_refused() {
+        let good = offer(1, 1).expect("a library that works").offer().clone();
+        let low_order = Offer { x25519: [0; 32], ..good.clone() };
+        assert_eq!(accept(&low_order, 2, &context()).err(), Some(ExchangeError::LowOrder));
+        // FIPS 203's modulus check: coefficients of 4095 are no elements of the field.
+        let no_key = Offer { mlkem: vec![0xff; ENCAPSULATION_KEY], ..good.clone() };
+        assert_eq!(accept(&no_key, 2, &context()).err(), Some(ExchangeError::Malformed));
+        let short = Offer { mlkem: vec![0; 7], ..good };
+        assert_eq!(accept(&short, 2, &context()).err(), Some(ExchangeError::Malformed));
+    }
+}
