@@ -8,3 +8,4 @@ pub mod message;
 pub mod parts;
 pub mod record;
 pub mod relay;
+pub mod superpacket;
