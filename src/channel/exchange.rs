@@ -22,12 +22,12 @@ use aws_lc_rs::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::{Suite, Suites};
 use crate::words::{
     id::{Incarnation, NetworkId, Serial},
-    key::TransportKey,
+    key::{TransportKey, TransportSecret},
 };
 
 /// Bytes of an ML-KEM-768 encapsulation key (FIPS 203).
@@ -176,10 +176,7 @@ impl Agreed {
 /// # Errors
 /// [`ExchangeError::Library`].
 pub fn offer(number: u64, receiver: u32) -> Result<Offered, ExchangeError> {
-    let mut scalar = [0; 32];
-    getrandom::fill(&mut scalar).map_err(|_| ExchangeError::Library)?;
-    let x25519 = StaticSecret::from(scalar);
-    scalar.zeroize();
+    let x25519 = StaticSecret::from(*TransportSecret::generate().expose());
     let mlkem = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| ExchangeError::Library)?;
     let public = mlkem.encapsulation_key().and_then(|key| Ok(key.key_bytes()?.as_ref().to_vec()));
     let offer = Offer {
@@ -208,10 +205,7 @@ pub fn accept(
     let their_key =
         EncapsulationKey::new(&ML_KEM_768, &offer.mlkem).map_err(|_| ExchangeError::Malformed)?;
     let (ciphertext, k1) = their_key.encapsulate().map_err(|_| ExchangeError::Malformed)?;
-    let mut scalar = [0; 32];
-    getrandom::fill(&mut scalar).map_err(|_| ExchangeError::Library)?;
-    let secret = StaticSecret::from(scalar);
-    scalar.zeroize();
+    let secret = StaticSecret::from(*TransportSecret::generate().expose());
     let accept = Accept {
         number: offer.number,
         receiver,
