@@ -92,6 +92,17 @@
 //!   20 s, news brings them at once.
 //! * **Plain WireGuard members are reached through the first master of the description.** The certificate format has no gateway field;
 //!   one fixed rule needs no agreement. Several gateways would need that field.
+//! * **boringtun's timers run before handshake messages and when keys or handshakes end, not before every packet.** It takes the time
+//!   of their last run for the time of the last datagram; run per packet they start a handshake with every burst after 15 idle seconds.
+//!   [`tunnel`] keeps its own table of deadlines and tells the whole story.
+//! * **Overlay packets that control has no room for wait in the device.** Dropping them would cost a retransmission; the kernel's
+//!   own queue pushes back on the program instead. Everything else that is punted is dropped when its quota is full.
+//! * **sftp and ssh's flow control are our own on top of russh.** russh-sftp knows only UTF-8 names; russh's windows deadlock when
+//!   a command reads and writes much at once. Both reasons stand in `daemon/src/ssh`.
+//! * **The bounding set of a command that root runs keeps `CAP_NET_RAW`.** Debian's `ping` has it as a file capability, and exec fails
+//!   where the bounding set lacks what a file asks for; permitted, effective and ambient sets are empty all the same.
+//! * **Reflexive addresses are a master's or relay's word.** Our address as seen from outside is taken from masters and relays only; a lie there costs probes
+//!   that [`path::budget`] bounds.
 //! * **boringtun's own sessions are not zeroized.** It keeps its keys in `ring` types that are not; ours are. RLIMIT_CORE is 0
 //!   and the process is not dumpable.
 //! * **The pre-shared key of tunnels is zero.** Recorded traffic is as safe as X25519; the data channel to come adds ML-KEM-768.

@@ -2,8 +2,9 @@
 
 use tracing_subscriber::EnvFilter;
 
-/// What is logged unless `CLUSTERNET_LOG` or `[node] log` says otherwise.
-const DEFAULT: &str = "info,russh=warn";
+/// What is logged unless `CLUSTERNET_LOG` or `[node] log` says otherwise. boringtun calls ordinary expiry an error: what it does is
+/// said in our own words.
+const DEFAULT: &str = "info,russh=warn,boringtun=off";
 
 /// Starts logging; once per process. A filter that cannot be understood is replaced by the default, and said to be.
 pub(crate) fn start(wanted: Option<&str>) {

@@ -59,7 +59,8 @@ impl Node {
             if let Some(contact) = self.contacts.get_mut(key) {
                 contact.tunnel.initiate(now, &mut sink);
             }
-            self.drain_sink(key, sink, None, now);
+            // Back to where the refused one came from: its maker may be known nowhere else.
+            self.drain_sink(key, sink, Some(origin), now);
         }
         if is_proof {
             self.introduce_if_needed(key, kind == TYPE_RESPONSE, now);
