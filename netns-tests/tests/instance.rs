@@ -563,9 +563,11 @@ fn in_the_foreground_it_ends_with_its_caller() {
     let place = Place::new();
     let words = ["join", "lab/master.toml", "--name", &place.instance, "--foreground"];
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
-        let child = place.command(&words).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = place.command(&words).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let mut child = Program(child.unwrap());
-        until("it is up", || place.output(&["status"]).status.success());
+        // It says that it has joined, and stays.
+        child.0.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+        place.ok(&["status"]);
         let pid = Pid::from_raw(i32::try_from(child.0.id()).unwrap());
         kill(pid, signal).unwrap();
         let status = child.0.wait().unwrap();

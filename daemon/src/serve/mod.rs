@@ -58,7 +58,7 @@ use self::{
     clock::{Clock, Jumps},
     core::{Core, Parts, Said},
     interfaces::Interfaces,
-    publish::{Publisher, tell_owners},
+    publish::{AFTER_RESTART, Publisher, tell_owners},
     requests::Waiting,
     resolve::{Resolver, look_up},
     store::Store,
@@ -143,9 +143,11 @@ async fn run(inherited: Inherited) -> anyhow::Result<()> {
         questions: sender,
     };
     let waiting = Waiting::default();
+    let wait = if about.restarted { AFTER_RESTART } else { Duration::ZERO };
     let mut serve = Serve { about, keeper, waiting, cache_due: None, refused: None, prepared };
     serve.announce_start();
-    let ended = serve.live(control::run(desk, control), tell_owners(inside, owners), questions);
+    let telling = tell_owners(inside, owners, wait);
+    let ended = serve.live(control::run(desk, control), telling, questions);
     let ended = ended.await;
     serve.part();
     drop(lock);

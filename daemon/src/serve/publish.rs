@@ -1,6 +1,6 @@
 //! What programs inside see of the network: the hosts file, ssh's configuration, and who may execute.
 
-use std::{collections::HashMap, net::IpAddr, path::PathBuf};
+use std::{collections::HashMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context;
 use clusternet::{
@@ -96,12 +96,18 @@ fn owner_table(policy: &Policy, own: &(Name, Option<Owner>), nodes: &[Neighbour]
     OwnerTable { here: Member { name: own.0.clone(), owner: own.1.clone() }, execute, members }
 }
 
-/// Tells `inside` who may execute: a line whenever that changes, and whenever `inside` asks. Comes back when the stream fails,
+/// A `serve` that was started again may know fewer nodes for a moment than the one before it, whose last seconds are not on
+/// disk. `inside` goes on with what it was told by that one, or it would end sessions of nodes that have done nothing.
+pub(super) const AFTER_RESTART: Duration = Duration::from_secs(5);
+
+/// Tells `inside` who may execute, after `wait`: a line whenever that changes, and whenever `inside` asks. Comes back when the stream fails,
 /// which it does not while the keeper lives: it holds both ends.
 pub(super) async fn tell_owners(
     stream: std::os::unix::net::UnixStream,
     mut table: watch::Receiver<String>,
+    wait: Duration,
 ) -> anyhow::Result<()> {
+    tokio::time::sleep(wait).await;
     stream.set_nonblocking(true).context("prepare the stream to inside")?;
     let mut stream = UnixStream::from_std(stream).context("watch the stream to inside")?;
     // What another `serve` may have left unfinished ends here.
@@ -168,7 +174,7 @@ mod tests {
     async fn inside_hears_the_table_at_once_on_change_and_on_request() {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let (sender, table) = watch::channel("one".to_owned());
-        let task = tokio::spawn(tell_owners(ours, table));
+        let task = tokio::spawn(tell_owners(ours, table, Duration::ZERO));
         theirs.set_nonblocking(true).unwrap();
         let mut theirs = UnixStream::from_std(theirs).unwrap();
         let expect = async |theirs: &mut UnixStream, text: &str| {
