@@ -2,6 +2,7 @@
 //!
 //! Decoders of hostile bytes: everything is bounded and checked, nothing panics. No state but [`parts::Assembler`].
 
+pub mod channel;
 pub mod filter;
 pub mod ip;
 pub mod message;
