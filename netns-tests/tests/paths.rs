@@ -76,9 +76,11 @@ fn no_plain_text(network: &mut Network) -> Result<()> {
     network.inside("a", "socat -u - TCP:b:7777").stdin(text.clone()).ok()?;
     wait_until("the end of the transfer", SOON, || Ok((!server.is_running()?).then_some(())))?;
     ensure!(network.lab.on("b").sh("cat received").ok()? == text, "the text came out different");
-    let seen = capture.stdout_bytes();
+    let seen = wait_until("tcpdump to have seen it all", SOON, || {
+        let seen = capture.stdout_bytes();
+        Ok((seen.len() > text.len()).then_some(seen))
+    })?;
     capture.stop()?;
-    ensure!(seen.len() > text.len(), "only {} bytes were seen at the master", seen.len());
     let found = seen.windows(20).any(|window| window == &PATTERN.as_bytes()[..20]);
     ensure!(!found, "plain text passed the master");
     Ok(())
@@ -131,17 +133,16 @@ fn unplugged(network: &mut Network) -> Result<()> {
 
 fn address_changes(network: &mut Network) -> Result<()> {
     network.inside("a", "ping -c2 -W10 head").ok()?;
-    let (old, new, length, gateway) = match network.lab.family() {
-        Family::V4 => ("198.51.100.20", "198.51.100.77", 24, "198.51.100.1"),
-        Family::V6 => ("2001:db8:2::14", "2001:db8:2::77", 64, "2001:db8:2::1"),
+    let (old, new, length, gateway, nodad) = match network.lab.family() {
+        Family::V4 => ("198.51.100.20", "198.51.100.77", 24, "198.51.100.1", ""),
+        Family::V6 => ("2001:db8:2::14", "2001:db8:2::77", 64, "2001:db8:2::1", "nodad"),
     };
     let change = |from: &str, to: &str| {
         network
             .lab
             .on("a")
             .sh(&format!(
-                "ip addr add {to}/{length} dev eth0 nodad 2>/dev/null || ip addr add {to}/{length} dev eth0
-                 ip addr del {from}/{length} dev eth0
+                "ip addr del {from}/{length} dev eth0 && ip addr add {to}/{length} dev eth0 {nodad} &&
                  ip route replace default via {gateway}"
             ))
             .root()

@@ -75,6 +75,9 @@ const TURN: usize = 64;
 /// A changed roster is on disk this much later.
 const CACHE_DELAY: Duration = Duration::from_secs(3);
 
+/// A changed set of nodes is on disk this much later: a `serve` that is killed and comes back must know whose ssh sessions go on.
+const NODES_DELAY: Duration = Duration::from_millis(200);
+
 /// How often the log's length is looked at.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -472,6 +475,8 @@ impl Serve {
         if neighbours_changed {
             let nodes = self.prepared.core.node.neighbours().to_vec();
             tracing::debug!(nodes = nodes.len(), "the set of nodes has changed");
+            let soon = self.prepared.core.now().instant + NODES_DELAY;
+            self.cache_due = Some(self.cache_due.map_or(soon, |due| due.min(soon)));
             for error in self.prepared.publisher.update(nodes) {
                 tracing::warn!(error = format!("{error:#}"), "the inside is out of date");
             }
