@@ -1,6 +1,7 @@
 /*
- * A token goes round all ranks, LAPS times, each adding its number; the sum must be right at the
- * end. Says how far it is every thousand laps, so that a test can break something in between.
+ * A token goes round all ranks, each adding its number, for at least LAPS laps and SECONDS seconds;
+ * the sum must be right at the end. Says how far it is every hundred laps, so that a test can break
+ * something in between.
  */
 #include <mpi.h>
 #include <stdio.h>
@@ -9,7 +10,8 @@
 int main(int argc, char **argv)
 {
 	int rank, size, length;
-	long long token = 0, expected;
+	/* The sum so far, and whether this is the last lap. */
+	long long token[2] = { 0, 0 }, expected = 0;
 	char name[MPI_MAX_PROCESSOR_NAME];
 
 	MPI_Init(&argc, &argv);
@@ -20,24 +22,26 @@ int main(int argc, char **argv)
 	fflush(stdout);
 
 	long laps = argc > 1 ? atol(argv[1]) : 100;
+	double end = MPI_Wtime() + (argc > 2 ? atof(argv[2]) : 0);
 	int next = (rank + 1) % size, previous = (rank + size - 1) % size;
 
-	for (long lap = 1; lap <= laps; lap++) {
+	for (long lap = 1; !token[1]; lap++) {
 		if (rank == 0) {
-			MPI_Send(&token, 1, MPI_LONG_LONG, next, 7, MPI_COMM_WORLD);
-			MPI_Recv(&token, 1, MPI_LONG_LONG, previous, 7, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-			if (lap % 1000 == 0) {
+			token[1] = lap >= laps && MPI_Wtime() >= end;
+			MPI_Send(token, 2, MPI_LONG_LONG, next, 7, MPI_COMM_WORLD);
+			MPI_Recv(token, 2, MPI_LONG_LONG, previous, 7, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+			expected += (long long)size * (size - 1) / 2;
+			if (lap % 100 == 0) {
 				printf("lap %ld \n", lap);
 				fflush(stdout);
 			}
 		} else {
-			MPI_Recv(&token, 1, MPI_LONG_LONG, previous, 7, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
-			token += rank;
-			MPI_Send(&token, 1, MPI_LONG_LONG, next, 7, MPI_COMM_WORLD);
+			MPI_Recv(token, 2, MPI_LONG_LONG, previous, 7, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+			token[0] += rank;
+			MPI_Send(token, 2, MPI_LONG_LONG, next, 7, MPI_COMM_WORLD);
 		}
 	}
-	expected = (long long)laps * size * (size - 1) / 2;
-	int wrong = rank == 0 && token != expected;
+	int wrong = rank == 0 && token[0] != expected;
 	if (rank == 0)
 		printf(wrong ? "ring is wrong\n" : "ring is right\n");
 	MPI_Finalize();

@@ -87,10 +87,10 @@ fn serve_ping(network: &mut Network) -> Result<()> {
 fn serve_mpi(network: &mut Network) -> Result<()> {
     let ring = programs::compile("ring", "mpicc.openmpi", &[])?;
     let mut run = network
-        .inside("head", &format!("mpirun.openmpi -host head,a,b,c -np 4 {ring} 60000"))
+        .inside("head", &format!("mpirun.openmpi -host head,a,b,c -np 4 {ring} 300 25"))
         .limit(300)
         .spawn()?;
-    run.wait_for("lap 1000 ", 120)?;
+    run.wait_for("lap 100 ", 120)?;
     for node in ["a", "head", "b"] {
         let old = kill(network, node, "serve")?;
         wait_back(network, node, "serve", old)?;
