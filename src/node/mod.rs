@@ -349,7 +349,7 @@ impl Node {
         self.work(now);
     }
 
-    /// Sends an echo to an overlay address; the answer is [`Event::EchoReply`] with the id returned. `None`: nobody
+    /// Sends an echo to an overlay address; the answer is [`output::Event::EchoReply`] with the id returned. `None`: nobody
     /// has that address, or too many wait already.
     pub fn handle_echo(&mut self, address: IpAddr, now: Now) -> Option<u64> {
         self.assert_drained();
