@@ -88,8 +88,8 @@ impl Chaos {
             }
             _ => {
                 let net = &mut self.world.net;
-                let site = *shared
-                    .get_or_insert_with(|| net.site(INTERNET, Gateway::home(&[outside])));
+                let site =
+                    *shared.get_or_insert_with(|| net.site(INTERNET, Gateway::home(&[outside])));
                 if !self.gateways.contains(&site) {
                     self.gateways.push(site);
                 }
@@ -100,7 +100,13 @@ impl Chaos {
         let host = self.world.start(&identity, site, &[&address]);
         self.tell(format!("{name} is {what}"));
         let addresses = vec![ip(&address)];
-        self.members.push(Member { host, identity, addresses, stale_cache: None, is_revoked: false });
+        self.members.push(Member {
+            host,
+            identity,
+            addresses,
+            stale_cache: None,
+            is_revoked: false,
+        });
     }
 
     fn tell(&mut self, what: String) {

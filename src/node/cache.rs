@@ -1,6 +1,10 @@
 //! What survives a restart: the roster, where peers were last, and our own last words. Kept by the shell as bytes.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -92,8 +96,19 @@ impl Node {
         for entry in &cache.entries {
             self.roster.take(entry, now.wall);
         }
-        // Our own announcement of the last start is history, not somebody else with our key.
+        // Our own announcement in it is history, of whatever machine: this start is the later one.
+        let own = self.roster.all().filter(|member| member.certificate().transport == self.key);
+        for announcement in own.filter_map(|member| member.announcement(now.wall)) {
+            let next = Incarnation(announcement.incarnation.0.saturating_add(1));
+            self.incarnation = self.incarnation.max(next);
+            self.announcer.sequence = self.announcer.sequence.max(announcement.sequence);
+        }
+        // The description in it may be newer than the file that we were given.
+        self.load_masters();
+        let members = self.roster.all().map(|member| member.certificate().transport);
+        let members: BTreeSet<TransportKey> = members.collect();
         self.last_seen = cache.last_seen;
+        self.last_seen.retain(|key, addresses| members.contains(key) && addresses.len() <= 1);
         for entry in &mut self.master_endpoints {
             for (host, port, addresses) in &cache.resolved {
                 let same = matches!(&entry.endpoint, crate::words::endpoint::Endpoint::Udp { host: h, port: p } if h == host && p == port);

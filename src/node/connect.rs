@@ -27,6 +27,9 @@ const CONNECT_FIRST: Duration = Duration::from_secs(1);
 /// Slowest pace at which a peer that packets wait for is called.
 const CONNECT_SLOWEST: Duration = Duration::from_secs(10);
 
+/// Who has refused us is not called again before this: certificates can be renewed and clocks set, but not that fast.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
 /// How long packets may wait for a peer that does not answer.
 pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -190,9 +193,12 @@ impl Node {
             contact.connecting = None;
             return;
         }
-        let repeat = contact
-            .connecting
-            .get_or_insert_with(|| Repeat::new(CONNECT_FIRST, CONNECT_SLOWEST, now.instant));
+        let refused = self.refusals.get(key).map(|(_, when)| *when + REFUSED_PAUSE);
+        let repeat = contact.connecting.get_or_insert_with(|| {
+            let mut repeat = Repeat::new(CONNECT_FIRST, CONNECT_SLOWEST, now.instant);
+            repeat.next = repeat.next.max(refused.unwrap_or(now.instant));
+            repeat
+        });
         if !repeat.is_due(now.instant) {
             return;
         }
@@ -220,8 +226,8 @@ impl Node {
         }
         let relayed = self.relayed.iter().filter(|(_, relayed)| relayed.peer == *key);
         for (index, relayed) in relayed {
-            let relay = self.contacts.get(&relayed.relay).and_then(|relay| relay.paths.primary());
-            ways.extend(relay.map(|route| Route { relay: Some(*index), ..route.next_hop() }));
+            let hop = self.hop_to(&relayed.relay);
+            ways.extend(hop.map(|hop| Route { relay: Some(*index), ..hop }));
         }
         for address in self.claims(key, now) {
             if self.budget.spend(address, now.instant) {
@@ -249,7 +255,8 @@ impl Node {
             return Vec::new();
         };
         let all = &announcement.candidates;
-        all.iter().copied().filter(|claim| self.vantage.accepts(*claim, all)).collect()
+        let accepted = all.iter().filter(|claim| self.vantage.accepts(**claim, all));
+        accepted.map(|claim| SocketAddr::new(claim.ip().to_canonical(), claim.port())).collect()
     }
 
     /// Asks relays for a way to a peer, if it is not one that is met directly.
@@ -270,10 +277,14 @@ impl Node {
             .collect();
         let Some(contact) = self.contacts.get_mut(key) else { return };
         for relay in relays {
-            contact.asks.entry(relay).or_insert_with(|| Ask {
+            let ask = contact.asks.entry(relay).or_insert_with(|| Ask {
                 repeat: Repeat::new(Duration::from_millis(250), CONNECT_SLOWEST, now.instant),
                 granted: None,
             });
+            if ask.granted.is_some() {
+                // What it granted does not lead there now: the other side may have forgotten its index.
+                ask.repeat.next = now.instant;
+            }
         }
         self.renew_asks(key, now);
     }
@@ -317,11 +328,12 @@ impl Node {
         self.indexes.remove(&contact.tunnel.index());
         self.direct(Directive::RemoveTunnel { index: contact.tunnel.index() });
         self.remember(key, contact.paths.primary());
-        self.relayed.retain(|_, relayed| relayed.peer != *key && relayed.relay != *key);
+        self.close_relayed(key, now);
+        self.forget_relay(key, now);
         self.end_pairs_of(key, now);
-        if let Some(info) = self.members.by_key.get(key) {
-            let slot = info.slot;
-            self.direct(Directive::SetRoute { slot, route: None });
+        for info in self.members.by_key.values().filter(|info| info.next_hop == *key) {
+            let directive = Directive::SetRoute { slot: info.slot, route: None };
+            self.outputs.push_back(Output::Directive(directive));
         }
         if contact.was_open
             && let Some(peer) = self.name_of(key)
@@ -331,10 +343,10 @@ impl Node {
         self.announcer.is_dirty |= self.is_master(key);
     }
 
-    /// Keeps the address where a peer was last reached, for the next time.
+    /// Keeps the address where a member was last reached, for the next time.
     pub(super) fn remember(&mut self, key: &TransportKey, route: Option<Route>) {
         let address = route.filter(Route::is_direct).and_then(|route| route.endpoint());
-        if let Some(address) = address {
+        if let Some(address) = address.filter(|_| self.members.by_key.contains_key(key)) {
             self.last_seen.insert(*key, vec![address]);
         }
     }
@@ -348,7 +360,7 @@ impl Node {
             let is_here = route
                 .and_then(|route| route.endpoint())
                 .is_some_and(|endpoint| entry.addresses.contains(&endpoint));
-            let refusal = self.refusals.get(&entry.master);
+            let refusal = self.refusals.get(&entry.master).map(|(why, _)| why);
             let outcome = if is_here {
                 "answers".to_owned()
             } else if let Some(route) = &route {

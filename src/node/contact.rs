@@ -108,6 +108,8 @@ pub(super) struct Contact {
     pub(super) was_open: bool,
     /// The route as the data plane was last told.
     pub(super) published: Option<Route>,
+    /// The newest direct route: what it relays for us comes and goes there, until there is another.
+    pub(super) hop: Option<Route>,
 }
 
 impl Contact {
@@ -136,6 +138,7 @@ impl Contact {
             skew: None,
             was_open: false,
             published: None,
+            hop: None,
         }
     }
 

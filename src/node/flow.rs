@@ -41,7 +41,9 @@ impl Node {
         let is_proof = !is_initiation && (sink.opened || sink.established);
         if is_proof {
             let is_first = contact.paths.primary().is_none();
-            if is_first || (sink.established && kind == TYPE_RESPONSE) || contact.is_wireguard {
+            if contact.is_wireguard {
+                contact.paths.handle_roamed(origin, now.instant);
+            } else if is_first || (sink.established && kind == TYPE_RESPONSE) {
                 contact.paths.handle_proven(origin, now.instant);
             } else {
                 contact.paths.add(origin, false, now.instant);
@@ -274,12 +276,20 @@ impl Node {
             return;
         }
         contact.published = new;
+        let old_hop = contact.hop;
+        contact.hop = new.filter(Route::is_direct).or(old_hop);
+        let new_hop = contact.hop;
         let was_open = contact.was_open;
         for info in self.members.by_key.values().filter(|info| info.next_hop == *key) {
             let directive = Directive::SetRoute { slot: info.slot, route: new };
             self.outputs.push_back(Output::Directive(directive));
         }
-        if let (Some(old), Some(new)) = (old, new) {
+        if new.is_none() {
+            self.remember(key, old);
+        }
+        if let (Some(old), Some(new)) = (old_hop, new_hop)
+            && old != new
+        {
             for contact in self.contacts.values_mut() {
                 contact.paths.move_next_hop(old, new);
             }

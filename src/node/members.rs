@@ -83,6 +83,8 @@ impl Node {
         {
             self.certificate = newest.clone();
             self.announcer.is_dirty = true;
+            // Who refused the old one is shown the new one at once.
+            self.refusals.clear();
             let repeat = self.introduction_repeat(now.instant);
             for contact in self.contacts.values_mut().filter(|contact| !contact.is_wireguard) {
                 contact.introduction = Some(repeat);
@@ -99,8 +101,16 @@ impl Node {
     /// This node must stop: tells its peers and the shell, once.
     pub(super) fn end(&mut self, why: Refusal, now: Now) {
         if !self.has_ended {
-            self.handle_leave(now);
-            self.has_ended = true;
+            match why {
+                // A farewell would end the tunnels of the machine that has the key now.
+                Refusal::InUseElsewhere => self.has_ended = true,
+                Refusal::OtherNetwork
+                | Refusal::NotYet
+                | Refusal::Expired
+                | Refusal::Revoked
+                | Refusal::Superseded
+                | Refusal::OtherKey => self.handle_leave(now),
+            }
             self.outputs.push_back(Output::Event(Event::Ended { why }));
         }
     }
@@ -146,6 +156,8 @@ impl Node {
                 self.members.by_address.remove(address);
             });
             self.members.free_slots.insert(info.slot.0);
+            self.last_seen.remove(&key);
+            self.refusals.remove(&key);
             self.direct(Directive::RemovePeer { slot: info.slot });
         }
         for (key, (serial, name, addresses, next_hop)) in wanted {

@@ -175,7 +175,8 @@ pub struct Node {
     indexes: BTreeMap<u32, TransportKey>,
     guests_this_second: (Option<Instant>, u32),
     master_endpoints: Vec<MasterEndpoint>,
-    refusals: BTreeMap<TransportKey, Refusal>,
+    /// Members and masters that will not have us: why, and when they last said so.
+    refusals: BTreeMap<TransportKey, (Refusal, Instant)>,
     last_seen: BTreeMap<TransportKey, Vec<SocketAddr>>,
     call_first: Vec<TransportKey>,
     pairs: Pairs,
@@ -415,6 +416,7 @@ impl Node {
         if self.has_ended {
             return;
         }
+        self.has_ended = true;
         self.announce(true, now);
         let open: Vec<TransportKey> = self
             .contacts
@@ -425,7 +427,6 @@ impl Node {
         for key in open {
             self.send(&key, &Record::Leaving, None, now);
         }
-        self.has_ended = true;
     }
 
     /// Sending over this route failed in a way that shows it down (EPERM of a firewall, no route).

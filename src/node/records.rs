@@ -247,25 +247,16 @@ impl Node {
 
     fn handle_refused(&mut self, key: &TransportKey, why: Refusal, now: Now) {
         // Nobody can make us leave by saying so: only what the authority, or our own key elsewhere, has signed ends us.
-        let by = self.name_of(key);
-        let is_new = self.refusals.insert(*key, why) != Some(why);
-        if is_new {
-            self.outputs.push_back(Output::Event(Event::RefusedBy { by, why }));
-        }
-        if let Some(contact) = self.contacts.get_mut(key) {
-            contact.trust.ours = false;
-            contact.introduction = None;
-        }
         self.put_away(key, now);
-        if self.is_master(key) {
-            // Asked again later: certificates can be renewed, clocks set.
-            self.ensure_contact(key, now);
-            if let Some(contact) = self.contacts.get_mut(key) {
-                let mut repeat =
-                    Repeat::new(Duration::from_secs(10), Duration::from_secs(60), now.instant);
-                repeat.is_due(now.instant);
-                contact.connecting = Some(repeat);
-            }
+        let is_known = self.is_master(key) || self.roster.member(key, now.wall).is_some();
+        if !is_known {
+            // What a stranger thinks of us is kept nowhere.
+            return;
+        }
+        let by = self.name_of(key);
+        let before = self.refusals.insert(*key, (why, now.instant));
+        if before.is_none_or(|(before, _)| before != why) {
+            self.outputs.push_back(Output::Event(Event::RefusedBy { by, why }));
         }
         if why == Refusal::InUseElsewhere && self.roster.member(key, now.wall).is_some() {
             tracing::warn!("a member says that this key is in use on another machine");
@@ -286,6 +277,13 @@ impl Node {
         let is_relay = self.is_relay(key, now);
         let Some(contact) = self.contacts.get_mut(key) else { return };
         let Some(route) = contact.paths.handle_reply(id, now.instant) else { return };
+        // Only who is met over loopback can have seen us there.
+        let is_loopback = |at: SocketAddr| at.ip().to_canonical().is_loopback();
+        let seen = seen.filter(|seen| {
+            is_loopback(*seen) == route.endpoint().is_some_and(is_loopback)
+                && !seen.ip().is_multicast()
+                && !seen.ip().is_unspecified()
+        });
         if is_relay && route.is_direct() {
             self.handle_reflexive(key, seen);
         }

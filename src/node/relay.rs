@@ -317,9 +317,7 @@ impl Node {
         index: RelayIndex,
         now: Now,
     ) {
-        let Some(hop) = self.contacts.get(relay).and_then(|contact| contact.paths.primary()) else {
-            return;
-        };
+        let Some(hop) = self.hop_to(relay) else { return };
         // An index is between us and one relay: another relay's number for somebody else must not take it over.
         if self.relayed.get(&index).is_some_and(|known| known.relay != *relay || known.peer != peer)
         {
@@ -334,7 +332,7 @@ impl Node {
         stale.iter().for_each(|old| self.forget_relayed(*old, now));
         let is_new = !self.relayed.contains_key(&index);
         self.relayed.insert(index, Relayed { relay: *relay, peer, renewed: now.instant });
-        let route = Route { relay: Some(index), ..hop.next_hop() };
+        let route = Route { relay: Some(index), ..hop };
         let Some(contact) = self.contacts.get_mut(&peer) else { return };
         if contact.tunnel.is_established() {
             contact.paths.add(route, true, now.instant);
@@ -346,6 +344,16 @@ impl Node {
                 None => contact.tunnel.initiate(now, &mut sink),
             }
             self.drain_sink(&peer, sink, Some(route), now);
+        }
+    }
+
+    /// Nobody talks with `peer` any more: its relays need not forward for it, nor may it be heard through them.
+    pub(super) fn close_relayed(&mut self, peer: &TransportKey, now: Now) {
+        let of_peer = self.relayed.iter().filter(|(_, relayed)| relayed.peer == *peer);
+        let closed: Vec<_> = of_peer.map(|(index, relayed)| (*index, relayed.relay)).collect();
+        for (index, relay) in closed {
+            self.relayed.remove(&index);
+            self.send(&relay, &Record::RelayClose { index }, None, now);
         }
     }
 
@@ -375,7 +383,12 @@ impl Node {
     /// Whether a relayed datagram comes from the relay that gave the index, and for whom it stands.
     pub(super) fn behind(&self, origin: &Route) -> Option<TransportKey> {
         let relayed = self.relayed.get(&origin.relay?)?;
-        let hop = self.contacts.get(&relayed.relay)?.paths.primary()?;
-        (hop.next_hop() == origin.next_hop()).then_some(relayed.peer)
+        let hop = self.hop_to(&relayed.relay)?;
+        (hop == origin.next_hop()).then_some(relayed.peer)
+    }
+
+    /// Where datagrams for a relay to forward go, and come from: its own direct route, never one that is relayed itself.
+    pub(super) fn hop_to(&self, relay: &TransportKey) -> Option<Route> {
+        self.contacts.get(relay)?.hop
     }
 }

@@ -111,7 +111,8 @@ impl Node {
         }
         let last_opened = contact.last_opened.unwrap_or(contact.last_used);
         let is_heard = we_are_relay && now.instant.duration_since(last_opened) < PUT_AWAY;
-        if is_master || is_heard {
+        let relays_for_us = self.relayed.values().any(|relayed| relayed.relay == *key);
+        if is_master || is_heard || (relays_for_us && contact.is_ready()) {
             if contact.connecting.is_some() && spread::is_silent(contact, now, CONNECT_PATIENCE) {
                 contact.staged.clear();
             }
@@ -134,8 +135,10 @@ impl Node {
             return clocks.instant + Duration::from_secs(3600);
         }
         let review = self.next_review.map(|time| {
-            clocks.instant
-                + time.since(self.roster.clock(clocks.wall)).min(Duration::from_secs(3600))
+            let clock = self.roster.clock(clocks.wall);
+            // A clock behind the floor stands still: until it has caught up nothing comes nearer.
+            let least = if clock > clocks.wall { HOUSEKEEPING } else { Duration::ZERO };
+            clocks.instant + time.since(clock).clamp(least, NOTHING_DUE)
         });
         let contacts = self.contacts.values().filter_map(|contact| {
             let is_up =

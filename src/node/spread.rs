@@ -129,14 +129,22 @@ impl Node {
     /// A master or relay says where it sees us.
     pub(super) fn handle_reflexive(&mut self, by: &TransportKey, seen: Option<SocketAddr>) {
         let Some(seen) = seen.filter(|seen| seen.port() != 0) else { return };
+        let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
         let known = self.announcer.reflexive.iter().position(|(key, _)| key == by);
         match known {
             Some(place) if self.announcer.reflexive[place].1 == seen => return,
             Some(place) => self.announcer.reflexive[place].1 = seen,
-            None if self.announcer.reflexive.len() < MAX_RELAYS => {
+            None => {
+                if self.announcer.reflexive.len() >= MAX_RELAYS {
+                    // The word of one that is still there stays.
+                    let contacts = &self.contacts;
+                    self.announcer.reflexive.retain(|(key, _)| contacts.contains_key(key));
+                }
+                if self.announcer.reflexive.len() >= MAX_RELAYS {
+                    return;
+                }
                 self.announcer.reflexive.push((*by, seen));
             }
-            None => return,
         }
         self.vantage.reflexive =
             self.announcer.reflexive.iter().map(|(_, address)| address.ip()).collect();
@@ -213,7 +221,8 @@ impl Node {
         let Some(contact) = self.contacts.get_mut(&key) else { return };
         if contact.is_open() {
             for claim in claims {
-                contact.paths.add(Route::direct(claim), true, now.instant);
+                // No new budget: a peer must not have us probe somebody for ever by saying the same again and again.
+                contact.paths.add(Route::direct(claim), false, now.instant);
             }
         } else if contact.connecting.is_some() {
             contact.connecting = None;

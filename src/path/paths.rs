@@ -41,6 +41,9 @@ pub const COOLDOWN: Duration = Duration::from_secs(5);
 /// The longest cooldown.
 const COOLDOWN_MAX: Duration = Duration::from_secs(300);
 
+/// A plain WireGuard peer's route moves no oftener: who can replay datagrams from elsewhere must not make it flap.
+const ROAM_INTERVAL: Duration = Duration::from_secs(1);
+
 /// A direct route takes over from another direct one only if its round trip is at most this share of the other's.
 const CLEARLY_SHORTER: f32 = 0.7;
 
@@ -99,6 +102,8 @@ pub struct Paths {
     last_packet: Option<Instant>,
     keepalive: Option<Duration>,
     window: (Option<Instant>, u32),
+    /// When a plain WireGuard peer last moved.
+    roamed: Option<Instant>,
 }
 
 impl Paths {
@@ -111,6 +116,7 @@ impl Paths {
             last_packet: None,
             keepalive,
             window: (None, 0),
+            roamed: None,
         }
     }
 
@@ -214,6 +220,22 @@ impl Paths {
             candidate.next_probe = Some(now);
         }
         self.elect(now);
+    }
+
+    /// Transport data of a plain WireGuard peer, which answers no probes, came by this route: it leads, at most
+    /// [`ROAM_INTERVAL`] after the last time that it moved.
+    pub fn handle_roamed(&mut self, route: Route, now: Instant) {
+        if self.primary == Some(route) {
+            return;
+        }
+        let has_just = self.roamed.is_some_and(|last| now.duration_since(last) < ROAM_INTERVAL);
+        if self.primary.is_some() && has_just {
+            return;
+        }
+        self.roamed = Some(now);
+        self.candidates.clear();
+        self.primary = None;
+        self.handle_proven(route, now);
     }
 
     /// An answer to a probe came in. `None`: nobody asked.

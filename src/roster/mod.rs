@@ -339,8 +339,13 @@ impl Roster {
         for serial in over {
             let Some(member) = self.members.remove(&serial) else { continue };
             self.digest ^= hash(&Entry::Certificate(member.certificate.raw().clone()));
-            if self.by_transport.get(&member.certificate.transport) == Some(&serial) {
-                self.by_transport.remove(&member.certificate.transport);
+            let transport = member.certificate.transport;
+            if self.by_transport.get(&transport) == Some(&serial) {
+                let mut others = self.members.iter().rev();
+                match others.find(|(_, other)| other.certificate.transport == transport) {
+                    Some((next, _)) => self.by_transport.insert(transport, *next),
+                    None => self.by_transport.remove(&transport),
+                };
             }
             for key in [Key::Certificate(serial), Key::Announcement(serial)] {
                 if let Some(version) = self.versions.remove(&key) {
