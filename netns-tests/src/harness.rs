@@ -1,4 +1,5 @@
-//! Runs the checks of one subject: by name, one after the other, on labs that many of them share.
+//! Runs the checks of one subject, by name, on labs that many of them share: the checks of a group one
+//! after the other, some groups side by side.
 //!
 //! Stands in for libtest's `main`, speaks its command line as far as cargo and nextest use it
 //! (`--list --format terse`, `--exact`, `--skip`, `--ignored`, filters), and adds what it lacks: a
@@ -6,10 +7,11 @@
 //! with its reason, and an end for checks that hang.
 
 use std::any::Any;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -19,6 +21,9 @@ use crate::{binaries, host_init};
 
 /// A check that has not ended by now never will; the slowest real one takes a quarter of this.
 const CHECK_LIMIT: Duration = Duration::from_secs(600);
+
+/// How many labs are up at a time; each keeps a processor half busy.
+const GROUPS_AT_ONCE: usize = 3;
 
 /// What every check says when it cannot make a lab.
 const NEEDS_ROOT: &str = "needs root to make network namespaces; run: sudo make test";
@@ -64,7 +69,7 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
 }
 
 /// Checks that share one fixture.
-trait Runnable {
+trait Runnable: Send {
     fn name(&self) -> &'static str;
     fn checks(&self) -> Vec<&'static str>;
     fn run(&mut self, check: usize) -> Result<()>;
@@ -80,7 +85,7 @@ struct Group<F> {
     broken: Option<String>,
 }
 
-impl<F> Runnable for Group<F> {
+impl<F: Send> Runnable for Group<F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -128,7 +133,7 @@ impl Suite {
     /// Adds checks that run in this order on one fixture, made by `make` when the first of them
     /// runs, dropped after the last, and made anew after one that failed.
     #[must_use]
-    pub fn group<F: 'static>(
+    pub fn group<F: Send + 'static>(
         mut self,
         name: &'static str,
         make: fn() -> Result<F>,
@@ -139,7 +144,7 @@ impl Suite {
     }
 
     /// Runs what the command line asks for. This is the whole `main` of a test binary.
-    pub fn main(mut self) -> ExitCode {
+    pub fn main(self) -> ExitCode {
         if let Some(code) = be_host_if_wanted() {
             return code;
         }
@@ -159,43 +164,40 @@ impl Suite {
         ExitCode::SUCCESS
     }
 
-    fn run_wanted(&mut self, arguments: &Arguments) -> ExitCode {
+    /// Groups wait for each other's labs most of the time, so a few of them run side by side.
+    fn run_wanted(self, arguments: &Arguments) -> ExitCode {
         let started = now();
-        let root = nix::unistd::geteuid().is_root();
+        let groups = Mutex::new(VecDeque::from(self.groups));
         let (mut passed, mut skipped, mut failures) = (0, 0, Vec::new());
-        for group in &mut self.groups {
-            for (index, check) in group.checks().into_iter().enumerate() {
-                let name = format!("{}::{check}", group.name());
-                if !arguments.wants(&name) {
-                    continue;
-                }
-                let began = now();
-                let outcome = if root {
-                    let _watchdog = Watchdog::start(&name);
-                    binaries::build_once().and_then(|()| catch(|| group.run(index)))
-                } else {
-                    skip(NEEDS_ROOT)
-                };
-                let took = began.elapsed().as_secs_f64();
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..arguments.at_once {
+                let (groups, tell) = (&groups, tell.clone());
+                // A lab dies with the thread that made it: one thread sees a group through.
+                scope.spawn(move || {
+                    while let Some(group) = groups.lock().ok().and_then(|mut all| all.pop_front()) {
+                        run_group(group, arguments, &tell);
+                    }
+                });
+            }
+            drop(tell);
+            for Report { name, outcome, took } in told {
                 match outcome {
                     Ok(()) => {
                         passed += 1;
                         println!("test {name} ... ok ({took:.1} s)");
                     }
                     Err(error) if error.is::<Skipped>() => {
-                        println!("test {name} ... skipped: {error:#}");
                         skipped += 1;
+                        println!("test {name} ... skipped: {error:#}");
                     }
                     Err(error) => {
-                        println!("test {name} ... FAILED ({took:.1} s)");
-                        println!("{}\n", explain(&error));
+                        println!("test {name} ... FAILED ({took:.1} s)\n{}\n", explain(&error));
                         failures.push(name);
-                        group.forget_fixture();
                     }
                 }
             }
-            group.forget_fixture();
-        }
+        });
         if !failures.is_empty() {
             println!("\nfailures:\n    {}", failures.join("\n    "));
         }
@@ -206,6 +208,37 @@ impl Suite {
             started.elapsed().as_secs_f64()
         );
         if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(101) }
+    }
+}
+
+/// What became of a check.
+struct Report {
+    name: String,
+    outcome: Result<()>,
+    /// Seconds.
+    took: f64,
+}
+
+/// Runs the wanted checks of one group, one after the other.
+fn run_group(mut group: Box<dyn Runnable>, arguments: &Arguments, tell: &mpsc::Sender<Report>) {
+    let root = nix::unistd::geteuid().is_root();
+    for (index, check) in group.checks().into_iter().enumerate() {
+        let name = format!("{}::{check}", group.name());
+        if !arguments.wants(&name) {
+            continue;
+        }
+        let began = now();
+        let outcome = if root {
+            let _watchdog = Watchdog::start(&name);
+            binaries::build_once().and_then(|()| catch(|| group.run(index)))
+        } else {
+            skip(NEEDS_ROOT)
+        };
+        if outcome.as_ref().is_err_and(|error| !error.is::<Skipped>()) {
+            group.forget_fixture();
+        }
+        // The one that listens goes last.
+        tell.send(Report { name, outcome, took: began.elapsed().as_secs_f64() }).ok();
     }
 }
 
@@ -268,18 +301,26 @@ impl Watchdog {
 }
 
 /// The part of libtest's command line that cargo, nextest and people use.
-#[derive(Default)]
 struct Arguments {
     list: bool,
     exact: bool,
     ignored: bool,
+    /// How many groups run side by side.
+    at_once: usize,
     filters: Vec<String>,
     skips: Vec<String>,
 }
 
 impl Arguments {
     fn from_command_line() -> Self {
-        let mut found = Self::default();
+        let mut found = Self {
+            list: false,
+            exact: false,
+            ignored: false,
+            at_once: GROUPS_AT_ONCE,
+            filters: Vec::new(),
+            skips: Vec::new(),
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             match word.as_str() {
@@ -287,7 +328,11 @@ impl Arguments {
                 "--exact" => found.exact = true,
                 "--ignored" => found.ignored = true,
                 "--skip" => found.skips.extend(words.next()),
-                "--test-threads" | "--format" | "--color" | "--logfile" | "-Z" => {
+                "--test-threads" => {
+                    let count = words.next().and_then(|count| count.parse().ok());
+                    found.at_once = count.unwrap_or(GROUPS_AT_ONCE).max(1);
+                }
+                "--format" | "--color" | "--logfile" | "-Z" => {
                     words.next();
                 }
                 filter if !filter.starts_with('-') => found.filters.push(word),

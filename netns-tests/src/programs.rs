@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, ensure};
 
@@ -24,7 +25,7 @@ pub fn compile(source: &str, compiler: &str, options: &[&str]) -> Result<String>
         return Ok(there);
     }
     // Another run may be doing the same: whoever is last replaces the file in one step.
-    let fresh = to.with_extension(format!("new{}", std::process::id()));
+    let fresh = to.with_extension(fresh_suffix());
     let output = Command::new(compiler)
         .args(["-O2", "-Wall", "-o"])
         .arg(&fresh)
@@ -42,6 +43,12 @@ pub fn compile(source: &str, compiler: &str, options: &[&str]) -> Result<String>
     ensure!(output.status.success(), "compile {}: {said}", from.display());
     fs::rename(&fresh, &to).with_context(|| format!("put {} in its place", to.display()))?;
     Ok(there)
+}
+
+/// A suffix that no other run or thread uses.
+pub fn fresh_suffix() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("new{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Skips the check unless every one of `names` is installed on this machine.

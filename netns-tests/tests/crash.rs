@@ -68,7 +68,7 @@ fn wait_back(network: &Network, node: &str, name: &str, old: u32) -> Result<()> 
 
 fn serve_ping(network: &mut Network) -> Result<()> {
     for node in ["a", "b", "head"] {
-        let mut talk = network.inside("a", "ping -i 0.2 -c 120 -W 2 b").limit(90).spawn()?;
+        let mut talk = network.inside("a", "ping -i 0.2 -c 60 -W 2 b").limit(90).spawn()?;
         talk.wait_for("icmp_seq=2 ", 30)?;
         let old = kill(network, node, "serve")?;
         wait_back(network, node, "serve", old)?;
@@ -79,7 +79,7 @@ fn serve_ping(network: &mut Network) -> Result<()> {
             .filter_map(|line| line.split("icmp_seq=").nth(1)?.split(' ').next()?.parse().ok())
             .max()
             .unwrap_or(0);
-        ensure!(last >= 119, "{node}: it did not come back: {text}");
+        ensure!(last >= 59, "{node}: it did not come back: {text}");
     }
     Ok(())
 }

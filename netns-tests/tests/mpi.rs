@@ -9,7 +9,7 @@ use netns_tests::campus::HOSTS;
 use netns_tests::harness::{Check, Suite, skip};
 use netns_tests::lab::{ANN, Family, Tun};
 use netns_tests::network::Network;
-use netns_tests::programs::{compile, need};
+use netns_tests::programs::{compile, fresh_suffix, need};
 
 fn main() -> ExitCode {
     Suite::new()
@@ -153,7 +153,7 @@ fn mpich5() -> Result<&'static str> {
     if place.join("bin/mpicc").exists() {
         return Ok(there);
     }
-    let fresh = tools.join(format!("mpich5.new{}", std::process::id()));
+    let fresh = tools.join(format!("mpich5.{}", fresh_suffix()));
     let output = Command::new("pip3")
         .args(["install", "--quiet", "--no-deps", "--ignore-installed", "--no-input"])
         .args(["--root-user-action", "ignore", "--prefix"])
