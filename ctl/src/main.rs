@@ -114,6 +114,43 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// The arguments of every `clusternet` in a sample, one command each.
+    fn commands(sample: &str) -> Vec<Vec<String>> {
+        let words = |line: &str| {
+            line.split_whitespace().map(|w| w.trim_matches(['"', '\'']).to_owned()).collect()
+        };
+        let starts = ["ExecStart=%h/.local/bin/clusternet ", "ExecStop=%h/.local/bin/clusternet "];
+        let in_unit = sample
+            .lines()
+            .filter_map(|line| starts.iter().find_map(|start| line.strip_prefix(start)))
+            .map(words);
+        let in_script = sample
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once("clusternet ").map(|(_, rest)| rest))
+            .filter(|_| sample.starts_with("#!"))
+            .map(|rest| words(rest.split(['>', ';', '&']).next().unwrap_or_default()));
+        in_unit.chain(in_script).collect()
+    }
+
+    #[test]
+    fn the_samples_call_commands_that_exist() {
+        let samples = [
+            include_str!("../../configs/clusternet@.service"),
+            include_str!("../../configs/slurm-job.sh"),
+        ];
+        let all: Vec<Vec<String>> = samples.iter().flat_map(|sample| commands(sample)).collect();
+        assert_eq!(all.len(), 6, "{all:?}");
+        for mut command in all {
+            command.retain(|word| word != "EXIT" && !word.is_empty());
+            command.insert(0, "clusternet".to_owned());
+            command
+                .iter_mut()
+                .for_each(|word| *word = word.replace("%i", "lab").replace("$instance", "job7"));
+            Cli::try_parse_from(&command).unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        }
+    }
+
     #[test]
     fn every_command_has_an_example() {
         for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
