@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fuzz miri bench install clean
+.PHONY: help setup build demo test lint advisories fuzz miri bench install clean
 
 CARGO ?= cargo
 PREFIX ?= $(HOME)/.local
@@ -45,7 +45,7 @@ lint: ## formats, lints and documentation, warnings denied; licences where cargo
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --workspace --no-deps --document-private-items --locked
-	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --workspace check; \
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --workspace check bans licenses sources; \
 	else echo 'skipped: cargo-deny is not installed; run: cargo install cargo-deny'; fi
 
 fuzz: ## fuzz every decoder for FUZZ_SECONDS each (needs a nightly and cargo-fuzz)
@@ -67,6 +67,9 @@ bench: ## throughput beside other tunnels
 install: ## install both programs below PREFIX (~/.local)
 	$(CARGO) build --release --locked -p clusternet-ctl -p clusternetd
 	install -D -t '$(PREFIX)/bin' "$${CARGO_TARGET_DIR:-target}"/release/{clusternet,clusternetd}
+
+advisories: ## known faults of dependencies (fetches the advisory database)
+	$(CARGO) deny --workspace check advisories
 
 clean: ## remove what was built
 	$(CARGO) clean
