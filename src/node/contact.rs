@@ -110,6 +110,8 @@ pub(super) struct Contact {
     pub(super) published: Option<Route>,
     /// The newest direct route: what it relays for us comes and goes there, until there is another.
     pub(super) hop: Option<Route>,
+    /// Another hop than before, of which the relay has not been told.
+    pub(super) is_hop_new: bool,
 }
 
 impl Contact {
@@ -139,6 +141,7 @@ impl Contact {
             was_open: false,
             published: None,
             hop: None,
+            is_hop_new: false,
         }
     }
 

@@ -47,6 +47,7 @@ impl Node {
                 contact.paths.handle_proven(origin, now.instant);
             } else {
                 contact.paths.add(origin, false, now.instant);
+                contact.paths.handle_heard(origin, now.instant);
             }
             if sink.established {
                 contact.initiation = None;
@@ -279,6 +280,7 @@ impl Node {
         let old_hop = contact.hop;
         contact.hop = new.filter(Route::is_direct).or(old_hop);
         let new_hop = contact.hop;
+        contact.is_hop_new |= old_hop != new_hop;
         let was_open = contact.was_open;
         for info in self.members.by_key.values().filter(|info| info.next_hop == *key) {
             let directive = Directive::SetRoute { slot: info.slot, route: new };

@@ -302,11 +302,14 @@ impl Node {
             self.counters.malformed += 1;
             return;
         };
-        let behind = self.behind(&origin);
-        if origin.relay.is_some() && behind.is_none() {
-            self.counters.unopened += 1;
-            return;
-        }
+        let (behind, origin) = match (origin.relay, self.behind(&origin)) {
+            (None, _) => (None, origin),
+            (Some(_), Some((behind, back))) => (Some(behind), back),
+            (Some(_), None) => {
+                self.counters.unopened += 1;
+                return;
+            }
+        };
         let key = match message {
             Message::Initiation { .. } => self.admit(origin, behind, datagram, now),
             Message::Response { receiver, .. }

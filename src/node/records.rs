@@ -88,11 +88,11 @@ impl Node {
                     self.outputs.push_back(Output::Event(event));
                 }
             }
-            Record::RelayAsk { peer } => self.handle_relay_ask(key, peer, now),
+            Record::RelayAsk { peer } => self.handle_relay_ask(key, peer, origin, now),
             Record::RelayOffer { index, certificate } => {
                 self.handle_relay_offer(key, index, &certificate, now);
             }
-            Record::RelayTake { index } => self.handle_relay_take(key, index, now),
+            Record::RelayTake { index } => self.handle_relay_take(key, index, origin, now),
             Record::RelayGrant { peer, index } => self.handle_relay_grant(key, peer, index, now),
             Record::RelayDeny { peer, why } => {
                 tracing::debug!(%peer, %why, "relay denied");
@@ -285,7 +285,10 @@ impl Node {
                 && !seen.ip().is_unspecified()
         });
         if is_relay && route.is_direct() {
-            self.handle_reflexive(key, seen);
+            let is_primary = contact.paths.primary() == Some(route);
+            if self.handle_reflexive(key, seen) && is_primary {
+                self.take_again(key, now);
+            }
         }
         self.route_may_have_changed(key);
         self.flush_staged(key, now);

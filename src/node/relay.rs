@@ -50,6 +50,8 @@ struct Side {
     /// Knows its index: it asked and was granted, or was offered and took.
     taken: bool,
     asked: bool,
+    /// Where it was when it last spoke of its index: it may send from elsewhere than where we send to.
+    origin: Option<Route>,
     installed: Option<(Route, Route)>,
 }
 
@@ -71,8 +73,14 @@ pub(super) struct Pairs {
 impl Node {
     // ---- as a relay
 
-    pub(super) fn handle_relay_ask(&mut self, from: &TransportKey, peer: Serial, now: Now) {
-        if let Err(why) = self.allocate(from, peer, now) {
+    pub(super) fn handle_relay_ask(
+        &mut self,
+        from: &TransportKey,
+        peer: Serial,
+        origin: Route,
+        now: Now,
+    ) {
+        if let Err(why) = self.allocate(from, peer, origin, now) {
             self.send(from, &Record::RelayDeny { peer, why }, None, now);
         }
     }
@@ -81,6 +89,7 @@ impl Node {
         &mut self,
         from: &TransportKey,
         peer: Serial,
+        origin: Route,
         now: Now,
     ) -> Result<(), RelayRefusal> {
         if !self.certificate.roles.is_relay() {
@@ -105,7 +114,7 @@ impl Node {
             let sides = [keys.0, keys.1].map(|key| {
                 let index = self.draw_relay_index();
                 self.pairs.by_index.insert(index, keys);
-                Side { key, index, taken: false, asked: false, installed: None }
+                Side { key, index, taken: false, asked: false, origin: None, installed: None }
             });
             self.pairs.by_keys.insert(keys, Pair { sides, ends: now.instant + LIFETIME });
         }
@@ -125,6 +134,7 @@ impl Node {
             if side.key == *from {
                 side.asked = true;
                 side.taken = true;
+                side.origin = Some(origin).filter(Route::is_direct).or(side.origin);
                 grant = both_known.then_some(side.index);
             } else {
                 offer = Some(side.index);
@@ -149,17 +159,27 @@ impl Node {
         }
     }
 
-    pub(super) fn handle_relay_take(&mut self, from: &TransportKey, index: RelayIndex, now: Now) {
+    pub(super) fn handle_relay_take(
+        &mut self,
+        from: &TransportKey,
+        index: RelayIndex,
+        origin: Route,
+        now: Now,
+    ) {
         let Some(keys) = self.pairs.by_index.get(&index).copied() else { return };
         let Some(pair) = self.pairs.by_keys.get_mut(&keys) else { return };
         let Some(place) = pair.sides.iter().position(|s| s.key == *from && s.index == index) else {
             return;
         };
-        if std::mem::replace(&mut pair.sides[place].taken, true) {
-            return;
-        }
+        let was_taken = std::mem::replace(&mut pair.sides[place].taken, true);
+        let side = &mut pair.sides[place];
+        side.origin = Some(origin).filter(Route::is_direct).or(side.origin);
         let other = &pair.sides[1 - place];
         let grant = other.asked.then_some((other.key, other.index));
+        self.install_pair(&keys);
+        if was_taken {
+            return;
+        }
         let serial = self.contacts.get(from).and_then(|contact| contact.trust.theirs);
         if let (Some((asker, index)), Some(peer)) = (grant, serial) {
             self.send(&asker, &Record::RelayGrant { peer, index }, None, now);
@@ -189,9 +209,10 @@ impl Node {
         };
         let (Some(first), Some(second)) = (origin(&keys.0), origin(&keys.1)) else { return };
         let indexes = [pair.sides[0].index, pair.sides[1].index];
+        let from = [&pair.sides[0], &pair.sides[1]].map(|side| side.origin);
         let wanted = [
-            (first, Route { relay: Some(indexes[1]), ..second }),
-            (second, Route { relay: Some(indexes[0]), ..first }),
+            (from[0].unwrap_or(first), Route { relay: Some(indexes[1]), ..second }),
+            (from[1].unwrap_or(second), Route { relay: Some(indexes[0]), ..first }),
         ];
         for (side, wanted) in pair.sides.iter_mut().zip(wanted) {
             if side.installed != Some(wanted) {
@@ -380,11 +401,25 @@ impl Node {
         }
     }
 
-    /// Whether a relayed datagram comes from the relay that gave the index, and for whom it stands.
-    pub(super) fn behind(&self, origin: &Route) -> Option<TransportKey> {
+    /// Whether a relayed datagram comes from the relay that gave the index, and for whom it stands. Also the way back,
+    /// which is our own way to that relay: it may send from elsewhere.
+    pub(super) fn behind(&self, origin: &Route) -> Option<(TransportKey, Route)> {
         let relayed = self.relayed.get(&origin.relay?)?;
         let hop = self.hop_to(&relayed.relay)?;
-        (hop == origin.next_hop()).then_some(relayed.peer)
+        let came_by = origin.next_hop();
+        let is_it = hop == came_by
+            || self.contacts.get(&relayed.relay)?.paths.routes().any(|route| route == came_by);
+        is_it.then_some((relayed.peer, Route { relay: origin.relay, ..hop }))
+    }
+
+    /// Our datagrams reach a relay from elsewhere than before: it takes what we sent under its indexes from there only
+    /// when it has heard so inside the tunnel.
+    pub(super) fn take_again(&mut self, relay: &TransportKey, now: Now) {
+        let own = self.relayed.iter().filter(|(_, relayed)| relayed.relay == *relay);
+        let indexes: Vec<RelayIndex> = own.map(|(index, _)| *index).collect();
+        for index in indexes {
+            self.send(relay, &Record::RelayTake { index }, None, now);
+        }
     }
 
     /// Where datagrams for a relay to forward go, and come from: its own direct route, never one that is relayed itself.

@@ -72,6 +72,10 @@ impl Node {
         self.renew_asks(key, now);
         self.probe(key, now);
         self.route_may_have_changed(key);
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        if std::mem::take(&mut contact.is_hop_new) && contact.is_ready() {
+            self.take_again(key, now);
+        }
         let Some(contact) = self.contacts.get(key) else { return };
         let wants = contact.is_open()
             && !contact.is_ready()
@@ -144,6 +148,9 @@ impl Node {
             let is_up =
                 contact.is_open() && !contact.is_wireguard && contact.tunnel.is_established();
             let mut next = contact.next_timeout(is_up);
+            if contact.is_hop_new {
+                next = Some(clocks.instant);
+            }
             if let Some(guest) = contact.guest {
                 let end = guest.since + GUEST_PATIENCE;
                 next = Some(next.map_or(end, |next| next.min(end)));

@@ -126,13 +126,17 @@ impl Node {
         candidates
     }
 
-    /// A master or relay says where it sees us.
-    pub(super) fn handle_reflexive(&mut self, by: &TransportKey, seen: Option<SocketAddr>) {
-        let Some(seen) = seen.filter(|seen| seen.port() != 0) else { return };
+    /// A master or relay says where it sees us; whether that is news.
+    pub(super) fn handle_reflexive(&mut self, by: &TransportKey, seen: Option<SocketAddr>) -> bool {
+        let Some(seen) = seen.filter(|seen| seen.port() != 0) else { return false };
         let seen = SocketAddr::new(seen.ip().to_canonical(), seen.port());
-        let known = self.announcer.reflexive.iter().position(|(key, _)| key == by);
+        let reflexive = &self.announcer.reflexive;
+        let known = reflexive.iter().position(|(key, address)| {
+            // One of each family: a master is reached by both, and each answer says another.
+            key == by && address.is_ipv4() == seen.is_ipv4()
+        });
         match known {
-            Some(place) if self.announcer.reflexive[place].1 == seen => return,
+            Some(place) if self.announcer.reflexive[place].1 == seen => return false,
             Some(place) => self.announcer.reflexive[place].1 = seen,
             None => {
                 if self.announcer.reflexive.len() >= MAX_RELAYS {
@@ -141,7 +145,7 @@ impl Node {
                     self.announcer.reflexive.retain(|(key, _)| contacts.contains_key(key));
                 }
                 if self.announcer.reflexive.len() >= MAX_RELAYS {
-                    return;
+                    return false;
                 }
                 self.announcer.reflexive.push((*by, seen));
             }
@@ -149,6 +153,7 @@ impl Node {
         self.vantage.reflexive =
             self.announcer.reflexive.iter().map(|(_, address)| address.ip()).collect();
         self.announcer.is_dirty = true;
+        true
     }
 
     /// Sends a new entry to whom it concerns. What the authority signed goes to everybody; announcements go through

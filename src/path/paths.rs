@@ -202,6 +202,18 @@ impl Paths {
         }
     }
 
+    /// The peer was heard by this way. If that is not the one we send by, perhaps it has moved, and the primary is dead:
+    /// it is asked, at most as often as while packets flow.
+    pub fn handle_heard(&mut self, origin: Route, now: Instant) {
+        let Some(primary) = self.primary.filter(|primary| *primary != origin) else { return };
+        let Some(candidate) = self.find_mut(primary) else { return };
+        let was_asked = candidate.unanswered_since.is_some();
+        let has_just = candidate.answered.is_some_and(|at| now.duration_since(at) < PRIMARY_ACTIVE);
+        if !was_asked && !has_just {
+            candidate.next_probe = Some(now);
+        }
+    }
+
     /// Probes every way that may work at once: after a change of network, or when something seems wrong.
     pub fn check(&mut self, now: Instant) {
         for candidate in &mut self.candidates {
@@ -526,6 +538,33 @@ mod tests {
             lab.paths.add(direct(host), false, lab.now);
         }
         assert!(lab.run(SECOND, &[]).len() <= PER_PEER as usize);
+    }
+
+    #[test]
+    fn a_peer_heard_elsewhere_loses_a_dead_route_though_nothing_is_sent() {
+        let mut lab = Lab::new();
+        lab.paths.handle_proven(direct(1), lab.now);
+        lab.run(SECOND * 60, &[direct(1)]);
+        lab.paths.add(direct(2), false, lab.now);
+        lab.paths.handle_heard(direct(2), lab.now);
+        let sent = lab.run(SECOND * 4, &[direct(2)]);
+        assert_eq!(lab.paths.primary(), Some(direct(2)));
+        assert!(sent.len() < 12, "{} probes", sent.len());
+    }
+
+    #[test]
+    fn a_plain_peer_moves_at_most_once_a_second() {
+        let mut lab = Lab::new();
+        lab.paths.handle_roamed(direct(1), lab.now);
+        assert_eq!(lab.paths.primary(), Some(direct(1)));
+        for _ in 0..100 {
+            lab.paths.handle_roamed(direct(2), lab.now);
+            lab.paths.handle_roamed(direct(1), lab.now);
+        }
+        assert_eq!(lab.paths.primary(), Some(direct(1)));
+        lab.paths.handle_roamed(direct(2), lab.now + SECOND);
+        assert_eq!(lab.paths.primary(), Some(direct(2)));
+        assert_eq!(lab.paths.routes().count(), 1, "nothing is kept of where it was");
     }
 
     #[test]
