@@ -396,6 +396,49 @@ fn of_two_machines_with_one_key_the_later_join_wins() {
 }
 
 #[test]
+fn a_node_that_has_lost_its_cache_and_whose_clock_was_set_back_is_let_in_again() {
+    simulate(42, |clock| {
+        let mut campus = campus(clock, 42);
+        campus.join();
+        let (a, head) = (campus.a.clone(), campus.head.clone());
+        campus.world.net.run_for(SECOND * 10);
+        // By its clock it starts before it did the last time.
+        campus.world.net.set_wall_error(a.0, -120_000);
+        let now = campus.world.net.with(a.0, |_, now| now);
+        let machine = campus.world.machine(&a.1, &[world::ip("203.0.113.10")], None, now);
+        campus.world.net.replace(a.0, machine);
+        campus.world.net.run_for(SECOND * 20);
+        assert_eq!(campus.world.net.peek(a.0).ended(), None);
+        campus.reach(&head, &a).expect("reached");
+    });
+}
+
+#[test]
+fn the_older_of_two_machines_ends_quietly_and_leaves_the_tunnels_of_the_later_alone() {
+    simulate(43, |clock| {
+        let mut campus = campus(clock, 43);
+        campus.join();
+        let (a, head) = (campus.a.clone(), campus.head.clone());
+        campus.reach(&head, &a).expect("reached");
+        campus.world.net.run_for(SECOND * 10);
+        // The older hears of the later only when it has been in use for a while.
+        campus.world.net.cut(a.0, head.0);
+        let second = campus.world.start(&a.1, INTERNET, &["198.51.100.77"]);
+        campus.world.net.run_for(SECOND * 100);
+        campus.world.net.heal_all();
+        let later = (second, a.1.clone());
+        for _ in 0..60 {
+            let took = campus.reach(&head, &later).expect("reached");
+            // The older one's handshake takes the newest keys with it, until it is refused.
+            assert!(took < SECOND * 5, "{took:?}");
+            campus.world.net.run_for(SECOND / 2);
+        }
+        assert!(campus.world.net.peek(a.0).ended().is_some());
+        assert_eq!(campus.world.net.peek(second).ended(), None);
+    });
+}
+
+#[test]
 fn a_clock_that_jumps_does_not_end_talk() {
     simulate(30, |clock| {
         let mut campus = campus(clock, 30);

@@ -87,6 +87,16 @@ fn a_plain_wireguard_program_is_a_member_through_its_gateway() {
             world.net.run_for(SECOND * 2);
             assert!(World::got(&world.net, host, text.as_bytes()), "{text}");
         }
+        // It moves: answers follow it.
+        world.net.gateway(site).reboot();
+        world.net.rehome(host, INTERNET, &[world::ip("198.51.100.99")]);
+        world.net.run_for(SECOND * 2);
+        let packet = udp_packet(&phone, &head.1, b"moved");
+        world.net.with(host, |machine, now| machine.send_plain(&packet, now));
+        world.net.run_for(SECOND);
+        world.send(head.0, &head.1, &phone, b"follows");
+        world.net.run_for(SECOND);
+        assert!(World::got(&world.net, host, b"follows"));
         // What does not come from its own address goes nowhere.
         let forged = udp_packet(&a.1, &head.1, b"forged");
         world.net.with(host, |machine, now| machine.send_plain(&forged, now));

@@ -110,6 +110,8 @@ pub(super) struct Contact {
     pub(super) published: Option<Route>,
     /// The newest direct route: what it relays for us comes and goes there, until there is another.
     pub(super) hop: Option<Route>,
+    /// When an initiation of ours last went back to where a refused one had come from.
+    pub(super) called_back: Option<Instant>,
     /// Another hop than before, of which the relay has not been told.
     pub(super) is_hop_new: bool,
 }
@@ -141,6 +143,7 @@ impl Contact {
             was_open: false,
             published: None,
             hop: None,
+            called_back: None,
             is_hop_new: false,
         }
     }

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     path::route::Route,
     roster::addresses,
-    tunnel::{Sink, TunnelError},
+    tunnel::{REKEY_TIMEOUT, Sink, TunnelError},
     wire::{
         ip::IpView,
         message::{TYPE_COOKIE_REPLY, TYPE_INITIATION, TYPE_RESPONSE},
@@ -57,10 +57,18 @@ impl Node {
         let must_initiate = sink.wrong_timestamp;
         let packets = std::mem::take(&mut sink.packets);
         self.drain_sink(key, sink, Some(origin), now);
-        if must_initiate {
+        if must_initiate
+            && let Some(contact) = self.contacts.get_mut(key)
+            && contact
+                .called_back
+                .is_none_or(|last| now.instant.saturating_duration_since(last) >= REKEY_TIMEOUT)
+        {
+            contact.called_back = Some(now.instant);
             let mut sink = Sink::default();
-            if let Some(contact) = self.contacts.get_mut(key) {
-                contact.tunnel.initiate(now, &mut sink);
+            contact.tunnel.initiate(now, &mut sink);
+            if sink.datagrams.is_empty() {
+                // One is under way already, perhaps to where the peer is no more.
+                sink.datagrams.extend(contact.initiation.clone());
             }
             // Back to where the refused one came from: its maker may be known nowhere else.
             self.drain_sink(key, sink, Some(origin), now);

@@ -22,7 +22,7 @@ use crate::{
     wire::record::{Entry, Knowledge, Record, Refusal},
     words::{
         announcement::{Announcement, LIFETIME, MAX_CANDIDATES, MAX_RELAYS},
-        id::Serial,
+        id::{Incarnation, Serial},
         key::TransportKey,
         signed::Signed,
         time::{Now, Timestamp},
@@ -43,6 +43,9 @@ const TELL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 
 /// First and slowest pause between sync requests while answers are missing.
 const READ: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+
+/// So long after our start another start of this key that seems to lie in the future is taken for one before ours.
+const YOUNG: Duration = Duration::from_secs(60);
 
 /// What we say of ourselves.
 #[derive(Debug, Default)]
@@ -214,7 +217,18 @@ impl Node {
         let (incarnation, sequence, leaving) =
             (announcement.incarnation, announcement.sequence, announcement.leaving);
         if key == self.key {
-            if incarnation > self.incarnation && !leaving {
+            let is_later = incarnation > self.incarnation && !leaving;
+            let is_young = now.instant.duration_since(self.made) < YOUNG;
+            if is_later && is_young && incarnation.0 > draw_incarnation(u64::MAX, now.wall, 0) {
+                // From a time that our clock has yet to reach: a start before ours, by a clock that was ahead.
+                self.incarnation = Incarnation(incarnation.0.saturating_add(1));
+                self.announcer.sequence = self.announcer.sequence.max(sequence);
+                self.announcer.is_dirty = true;
+                let repeat = self.introduction_repeat(now.instant);
+                for contact in self.contacts.values_mut().filter(|contact| !contact.is_wireguard) {
+                    contact.introduction = Some(repeat);
+                }
+            } else if is_later {
                 self.end(Refusal::InUseElsewhere, now);
             } else if incarnation != self.incarnation {
                 self.announcer.sequence = self.announcer.sequence.max(sequence);

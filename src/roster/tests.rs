@@ -307,6 +307,22 @@ fn records_go_a_week_after_their_certificate() {
 }
 
 #[test]
+fn an_older_certificate_that_ends_later_counts_when_the_newer_one_has_gone() {
+    let mut lab = lab();
+    let mut longer = lab.certificate(2, 2, "a");
+    longer.not_after = NOW.plus(HOUR * 24 * 30);
+    let shorter = Certificate { serial: Serial(3), not_after: NOW.plus(HOUR), ..longer.clone() };
+    let key = longer.transport;
+    lab.add(longer);
+    lab.add(shorter);
+    let late = NOW.plus(HOUR * 2 + RECORD_GRACE);
+    lab.roster.purge(late);
+    assert!(lab.roster.by_serial(Serial(3)).is_none());
+    let member = lab.roster.member(&key, late).expect("the older one is valid");
+    assert_eq!(member.certificate().serial, Serial(2));
+}
+
+#[test]
 fn a_newer_network_description_replaces_the_older() {
     let mut lab = lab();
     let newer = Entry::Network(network(&lab.authority, 2).raw().clone());
