@@ -205,7 +205,9 @@ impl Node {
         self.ask_relays(key, now);
         let mut sink = Sink::default();
         let Some(contact) = self.contacts.get_mut(key) else { return };
-        if contact.tunnel.is_expired() || !contact.tunnel.is_established() || contact.is_open() {
+        let is_lost = contact.paths.primary().is_none();
+        if is_lost || !contact.tunnel.is_established() || contact.is_open() {
+            // Also where keys were made and the way was lost before both had introduced themselves.
             contact.tunnel.initiate(now, &mut sink);
         }
         if sink.datagrams.is_empty()

@@ -12,9 +12,11 @@ use crate::{
     roster::Taken,
     wire::record::{Entry, Introduction, Record, Refusal},
     words::{
+        announcement::Announcement,
         certificate::Certificate,
         id::Serial,
         key::TransportKey,
+        revocation::Revocation,
         signed::{Signed, SignedError},
         time::Now,
     },
@@ -46,9 +48,15 @@ impl Node {
             Record::Refused(why) => self.handle_refused(key, why, now),
             Record::Leaving => self.handle_leaving(key, now),
             // Self-verifying, and perhaps the reason why this peer will never accept us.
-            Record::News { entries } if !is_open && self.is_master(key) => {
-                for entry in entries.iter().filter(|entry| !matches!(entry, Entry::Network(_))) {
-                    self.take_entry(entry, now);
+            Record::News { entries } if !is_open => {
+                let is_master = self.is_master(key);
+                for entry in entries {
+                    let counts = is_master && !matches!(entry, Entry::Network(_));
+                    if counts || self.is_about_us(&entry) {
+                        self.take_entry(&entry, now);
+                    } else {
+                        self.counters.early_records += 1;
+                    }
                 }
             }
             _ if !is_open => self.counters.early_records += 1,
@@ -99,6 +107,19 @@ impl Node {
                 self.handle_relay_deny(key, peer);
             }
             Record::RelayClose { index } => self.handle_relay_close(key, index, now),
+        }
+    }
+
+    /// Why somebody refuses us, in the words of the authority or of our own key: heard from anybody.
+    fn is_about_us(&self, entry: &Entry) -> bool {
+        match entry {
+            Entry::Revocation(raw) => {
+                raw.peek::<Revocation>().is_ok_and(|revocation| revocation.names(&self.certificate))
+            }
+            Entry::Announcement(raw) => raw
+                .peek::<Announcement>()
+                .is_ok_and(|announcement| announcement.serial == self.certificate.serial),
+            Entry::Certificate(_) | Entry::Head(_) | Entry::Network(_) => false,
         }
     }
 
@@ -192,7 +213,12 @@ impl Node {
         self.roster.standing(&certificate, now.wall)?;
         let known = self.contacts.get(key).and_then(|contact| contact.trust.incarnation);
         if known.is_some_and(|known| known > introduction.incarnation) {
-            return Err(Refusal::InUseElsewhere);
+            // Unless its last words everywhere are of this start: then it is the clock that was set back.
+            let member = self.roster.by_serial(certificate.serial);
+            let last = member.and_then(|member| member.announcement(now.wall));
+            if last.is_none_or(|last| last.incarnation != introduction.incarnation) {
+                return Err(Refusal::InUseElsewhere);
+            }
         }
         self.take_entry_from(&Entry::Certificate(raw.clone()), Some(*key), now);
         Ok(certificate.serial)
@@ -315,7 +341,7 @@ impl Node {
             // An announcement that waits for its turn counts for us already.
             Taken::Known => {
                 if let Entry::Announcement(raw) = entry
-                    && let Ok(announcement) = raw.peek::<crate::words::announcement::Announcement>()
+                    && let Ok(announcement) = raw.peek::<Announcement>()
                 {
                     self.handle_announcement(announcement.serial, now);
                 }
