@@ -173,7 +173,8 @@ pub struct NodeStatus {
     pub role: String,
     /// Who owns it.
     pub owner: Option<Owner>,
-    /// `this node`, `connected`, `connecting`, `idle`, `left`, `expired`, `revoked`.
+    /// `this node`, `connected`, `connecting`, `idle`, `behind its gateway`, `left`, `not seen`; of former members
+    /// `expired`, `revoked`, `superseded`, `not valid yet`.
     pub state: String,
     /// `direct udp 192.0.2.1:5`, `relayed via head`, ...; `None` without tunnel.
     pub path: Option<String>,

@@ -1,13 +1,17 @@
 //! What `clusternet status` shows of the control plane.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::Node;
 use crate::{
     api::{NodeStatus, Status},
     path::route::{Egress, Route},
     roster::Member,
-    words::{key::TransportKey, time::Now},
+    wire::record::Refusal,
+    words::{certificate::Certificate, id::Name, key::TransportKey, time::Now},
 };
 
 impl Node {
@@ -40,6 +44,7 @@ impl Node {
                 peers.push(self.peer_status(member, now));
             }
         }
+        peers.extend(self.former_members(now));
         Status {
             instance: String::new(),
             network: network.name.clone(),
@@ -55,6 +60,30 @@ impl Node {
             drops: self.counters.list(),
             warnings,
         }
+    }
+
+    /// Who was a member and is none now: the last certificate of each name that nobody has.
+    fn former_members(&self, now: Now) -> impl Iterator<Item = NodeStatus> {
+        let mut former: BTreeMap<&Name, NodeStatus> = BTreeMap::new();
+        let names: BTreeSet<&Name> =
+            self.roster.members(now.wall).iter().map(|member| &member.certificate().name).collect();
+        for member in self.roster.all() {
+            let certificate: &Certificate = member.certificate();
+            if names.contains(&certificate.name) {
+                continue;
+            }
+            let state = match self.roster.standing(certificate, now.wall) {
+                Err(Refusal::Revoked) => "revoked",
+                Err(Refusal::Expired) => "expired",
+                Err(Refusal::NotYet) => "not valid yet",
+                Ok(()) | Err(_) => "superseded",
+            };
+            former.insert(
+                &certificate.name,
+                NodeStatus { state: state.to_owned(), ..blank(certificate) },
+            );
+        }
+        former.into_values().collect::<Vec<_>>().into_iter()
     }
 
     fn peer_status(&self, member: &Member, now: Now) -> NodeStatus {
@@ -114,7 +143,7 @@ impl Node {
     }
 }
 
-fn blank(certificate: &crate::words::certificate::Certificate) -> NodeStatus {
+fn blank(certificate: &Certificate) -> NodeStatus {
     NodeStatus {
         name: certificate.name.clone(),
         number: certificate.number,
