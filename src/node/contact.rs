@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     path::{paths::Paths, route::Route},
-    tunnel::Tunnel,
+    tunnel::{REKEY_TIMEOUT, Tunnel},
     wire::{parts::Assembler, record::Knowledge, relay::RelayIndex},
     words::{
         id::{Incarnation, Serial},
@@ -18,6 +18,9 @@ use crate::{
 
 /// Packets held for one peer until its tunnel is open; the oldest is dropped first.
 pub(super) const MAX_STAGED: usize = 128;
+
+/// Places that are called back in five seconds.
+const MAX_CALLED_BACK: usize = 4;
 
 /// First pause between repeated records; doubles.
 pub(super) const REPEAT_FIRST: Duration = Duration::from_millis(250);
@@ -110,8 +113,8 @@ pub(super) struct Contact {
     pub(super) published: Option<Route>,
     /// The newest direct route: what it relays for us comes and goes there, until there is another.
     pub(super) hop: Option<Route>,
-    /// When an initiation of ours last went back to where a refused one had come from.
-    pub(super) called_back: Option<Instant>,
+    /// Where refused initiations came from, and when one of ours went back there.
+    pub(super) called_back: Vec<(Route, Instant)>,
     /// Another hop than before, of which the relay has not been told.
     pub(super) is_hop_new: bool,
 }
@@ -143,7 +146,7 @@ impl Contact {
             was_open: false,
             published: None,
             hop: None,
-            called_back: None,
+            called_back: Vec::new(),
             is_hop_new: false,
         }
     }
@@ -166,6 +169,18 @@ impl Contact {
         }
         self.staged.push_back(packet.to_vec());
         full
+    }
+
+    /// Whether an initiation may go back to where a refused one came from: once in five seconds to one place, and to few.
+    /// Copies come over several ways, and not every way leads back.
+    pub(super) fn may_call_back(&mut self, origin: Route, now: Instant) -> bool {
+        self.called_back.retain(|(_, at)| now.saturating_duration_since(*at) < REKEY_TIMEOUT);
+        let may = self.called_back.len() < MAX_CALLED_BACK
+            && self.called_back.iter().all(|(to, _)| *to != origin);
+        if may {
+            self.called_back.push((origin, now));
+        }
+        may
     }
 
     /// The peer has started anew and forgotten everything.

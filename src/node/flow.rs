@@ -9,7 +9,7 @@ use super::{
 use crate::{
     path::route::Route,
     roster::addresses,
-    tunnel::{REKEY_TIMEOUT, Sink, TunnelError},
+    tunnel::{Sink, TunnelError},
     wire::{
         ip::IpView,
         message::{TYPE_COOKIE_REPLY, TYPE_INITIATION, TYPE_RESPONSE},
@@ -59,11 +59,8 @@ impl Node {
         self.drain_sink(key, sink, Some(origin), now);
         if must_initiate
             && let Some(contact) = self.contacts.get_mut(key)
-            && contact
-                .called_back
-                .is_none_or(|last| now.instant.saturating_duration_since(last) >= REKEY_TIMEOUT)
+            && contact.may_call_back(origin, now.instant)
         {
-            contact.called_back = Some(now.instant);
             let mut sink = Sink::default();
             contact.tunnel.initiate(now, &mut sink);
             if sink.datagrams.is_empty() {
