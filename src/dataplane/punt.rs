@@ -181,6 +181,12 @@ impl Sender {
 }
 
 impl Receiver {
+    /// How many of a class wait.
+    #[cfg(test)]
+    pub(super) fn waiting(&self, class: Class) -> usize {
+        self.shared.waiting[class as usize].load(Ordering::SeqCst)
+    }
+
     /// Hands over what waits, at most `limit` of each class, handshakes first. Says whether more may be waiting.
     pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(Punt<'_>)) -> bool {
         let mut more = false;

@@ -384,12 +384,20 @@ mod tests {
     fn packets_wait_in_the_device_while_control_is_busy_and_none_is_lost() {
         let mut world = world();
         let sent = Class::Packet.quota() + 100;
-        for n in 0..sent {
-            write(&world.programs, &packet(2, 100 + n));
+        // From a thread of its own: a socket pair wakes a blocked writer only when it is three quarters empty again, which a
+        // worker that waits for control does not bring about.
+        let programs = world.programs.try_clone().unwrap();
+        let writer = std::thread::spawn(move || {
+            (0..sent).for_each(|n| write(&programs, &packet(2, 100 + n)));
+        });
+        // Control is busy until no more of them are taken.
+        while world.punts.waiting(Class::Packet) < Class::Packet.quota() {
+            world.punted.recv_timeout(PATIENCE.unwrap()).unwrap();
         }
         for n in 0..sent {
             assert_eq!(world.next().1.len(), 100 + n);
         }
+        writer.join().unwrap();
         assert_eq!(world.counters.report().count(), 0, "nothing was dropped");
     }
 
