@@ -387,7 +387,7 @@ mod tests {
         // From a thread of its own: a socket pair wakes a blocked writer only when it is three quarters empty again, which a
         // worker that waits for control does not bring about.
         let programs = world.programs.try_clone().unwrap();
-        let writer = std::thread::spawn(move || {
+        let writer = thread::spawn(move || {
             (0..sent).for_each(|n| write(&programs, &packet(2, 100 + n)));
         });
         // Control is busy until no more of them are taken.
