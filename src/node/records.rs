@@ -213,10 +213,12 @@ impl Node {
         self.roster.standing(&certificate, now.wall)?;
         let known = self.contacts.get(key).and_then(|contact| contact.trust.incarnation);
         if known.is_some_and(|known| known > introduction.incarnation) {
-            // Unless its last words everywhere are of this start: then it is the clock that was set back.
+            // Unless its last words everywhere are of this start, or a farewell: then it is the clock that was set back.
             let member = self.roster.by_serial(certificate.serial);
             let last = member.and_then(|member| member.announcement(now.wall));
-            if last.is_none_or(|last| last.incarnation != introduction.incarnation) {
+            let is_elsewhere =
+                |last: &Announcement| last.incarnation != introduction.incarnation && !last.leaving;
+            if last.is_none_or(|last| is_elsewhere(last)) {
                 return Err(Refusal::InUseElsewhere);
             }
         }

@@ -217,10 +217,11 @@ impl Node {
         let (incarnation, sequence, leaving) =
             (announcement.incarnation, announcement.sequence, announcement.leaving);
         if key == self.key {
-            let is_later = incarnation > self.incarnation && !leaving;
+            let is_later = incarnation > self.incarnation;
             let is_young = now.instant.duration_since(self.made) < YOUNG;
-            if is_later && is_young && incarnation.0 > draw_incarnation(u64::MAX, now.wall, 0) {
-                // From a time that our clock has yet to reach: a start before ours, by a clock that was ahead.
+            let is_ahead = incarnation.0 > draw_incarnation(u64::MAX, now.wall, 0);
+            if is_later && (leaving || (is_young && is_ahead)) {
+                // It has left, or is from a time that our clock has yet to reach: a start before ours, by a clock that was ahead.
                 self.incarnation = Incarnation(incarnation.0.saturating_add(1));
                 self.announcer.sequence = self.announcer.sequence.max(sequence);
                 self.announcer.is_dirty = true;
