@@ -77,6 +77,11 @@ pub(crate) fn stage(tun: Tun) -> Backend {
     let mode = if tun == Tun::Open { 0o666 } else { 0o600 };
     fs::set_permissions("/mnt/tun", PermissionsExt::from_mode(mode)).unwrap();
     mount(Some("/mnt/tun"), "/dev/net/tun", none, MsFlags::MS_BIND, none).unwrap();
+    // OpenSSH's client wants to know who calls it.
+    let passwd = fs::read_to_string("/etc/passwd").unwrap();
+    let entry = format!("ordinary:x:{USER}:{USER}::/:/bin/sh\n");
+    fs::write("/mnt/passwd", entry + &passwd).unwrap();
+    mount(Some("/mnt/passwd"), "/etc/passwd", none, MsFlags::MS_BIND, none).unwrap();
     Backend::Auto
 }
 
