@@ -29,6 +29,11 @@ pub(crate) const INSTANCE: &str = "CLUSTERNET_INSTANCE";
 /// How long a daemon may take that only has to look something up: a `serve` that has died is back by then.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How often, and after which pause, somebody who died while being asked is asked again: longer than the keeper takes to
+/// start another `serve`.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Replies are JSON of a size that grows with the network: this is one of a hundred thousand nodes.
 const MAX_REPLY: usize = 64 << 20;
 
@@ -65,13 +70,7 @@ impl Instance {
                 "several instances run here: {}; say which one with --on or {INSTANCE}",
                 names(&running)
             ))),
-            None => running.pop().ok_or_else(|| {
-                exit::no_daemon(format!(
-                    "no instance runs on this machine (looked in {}); `clusternet join MASTER.TOML` starts one{}",
-                    listed(&place::places()),
-                    last_words(None),
-                ))
-            }),
+            None => running.pop().ok_or_else(none_runs),
         }
     }
 
@@ -107,11 +106,24 @@ impl Instance {
         };
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        let mut stream = connect(&self.directory).map_err(silent)?;
-        stream.set_read_timeout(Some(patience)).context("set a time limit")?;
-        stream.set_write_timeout(Some(patience)).context("set a time limit")?;
-        stream.write_all(&line).map_err(silent)?;
-        let (reply, fds) = read_reply(&stream).map_err(silent)?;
+        let mut tries = if is_repeatable(request) { TRIES } else { 1 };
+        let (reply, fds) = loop {
+            tries -= 1;
+            match self.exchange(&line, patience) {
+                Ok(answered) => break answered,
+                Err(error) if tries > 0 && has_died(&error) => std::thread::sleep(PAUSE),
+                // It was there a moment ago.
+                Err(error) if is_gone(&error) => {
+                    let others = running();
+                    return Err(if others.is_empty() {
+                        none_runs()
+                    } else {
+                        not_running(&self.name, &others)
+                    });
+                }
+                Err(error) => return Err(silent(error)),
+            }
+        };
         match serde_json::from_slice(&reply).context("understand the daemon's reply")? {
             Reply::Error { message } => bail!(message),
             reply @ (Reply::Hello { .. }
@@ -123,6 +135,37 @@ impl Instance {
             | Reply::Busy { .. }) => Ok((reply, fds)),
         }
     }
+}
+
+impl Instance {
+    fn exchange(&self, line: &[u8], patience: Duration) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+        let mut stream = connect(&self.directory)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        stream.write_all(line)?;
+        read_reply(&stream)
+    }
+}
+
+/// Whether asking twice is the same as asking once.
+fn is_repeatable(request: &Request) -> bool {
+    match request {
+        Request::Hello | Request::Status | Request::Enter | Request::Ping { .. } => true,
+        Request::Update { .. } | Request::Leave { .. } => false,
+    }
+}
+
+/// Whether whoever was asked ended before it answered: a `serve` that died, and will be back.
+fn has_died(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof
+    )
+}
+
+/// Whether nobody listens any more.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound)
 }
 
 /// The daemon answered something else than was asked for.
@@ -179,6 +222,14 @@ fn read_reply(stream: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
         }
     }
     Ok((reply, descriptors))
+}
+
+fn none_runs() -> anyhow::Error {
+    exit::no_daemon(format!(
+        "no instance runs on this machine (looked in {}); `clusternet join MASTER.TOML` starts one{}",
+        listed(&place::places()),
+        last_words(None),
+    ))
 }
 
 fn not_running(wanted: &Name, running: &[Instance]) -> anyhow::Error {
