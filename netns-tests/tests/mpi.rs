@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, ensure};
 use netns_tests::binaries::cache_directory;
 use netns_tests::campus::HOSTS;
+use netns_tests::command::Outcome;
 use netns_tests::harness::{Check, Suite, skip};
 use netns_tests::lab::{ANN, Family, Tun};
 use netns_tests::network::Network;
@@ -54,8 +55,12 @@ fn three_programs(
         ("alltoall", "", format!("alltoall of {ranks} ranks is right")),
     ] {
         let path = compile(program, compiler, options)?;
-        let outcome =
-            network.inside("head", &format!("{launcher} {path}{arguments}")).limit(300).run()?;
+        let command = format!("{launcher} {path}{arguments}");
+        let outcome = if compiler == "mpicc.mpich" {
+            by_debians_mpich(network, "head", &command, &expected)?
+        } else {
+            network.inside("head", &command).limit(300).run()?
+        };
         ensure!(outcome.status.success() && outcome.stdout.contains(&expected), "{outcome}");
         if program == "ring" {
             let places = HOSTS
@@ -116,16 +121,36 @@ fn open_mpi_netpipe(network: &mut Network) -> Result<()> {
     Ok(())
 }
 
-/// Debian's 4.0.2 hangs at the end of a run on three hosts, on any network: so two.
+/// Debian's 4.0.2 sometimes does not come out of MPI_Finalize, on any network, though most often with three hosts: rank 0
+/// then spins in UCX while the others wait for it, with nothing under way on any connection. What it computed is right and
+/// printed by then. So a run that hangs after its results is done again; one of five must end by itself.
+fn by_debians_mpich(
+    network: &Network,
+    node: &str,
+    command: &str,
+    expected: &str,
+) -> Result<Outcome> {
+    let mut tries = 5;
+    loop {
+        tries -= 1;
+        match network.inside(node, command).limit(100).run() {
+            Err(error)
+                if tries > 0
+                    && format!("{error:#}").contains("still running after")
+                    && format!("{error:#}").contains(expected) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+/// On two hosts, since with three it hangs nearly always.
 fn mpich_of_debian(network: &mut Network) -> Result<()> {
     need(&["mpirun.mpich"])?;
     three_programs(network, "mpicc.mpich", &[], "mpirun.mpich -hosts head,a -n 2 -ppn 1", 2)?;
     // Between two hosts that only the relay connects, started from the first.
     let ring = compile("ring", "mpicc.mpich", &[])?;
-    let said = network
-        .inside("a", &format!("mpirun.mpich -hosts a,c -n 2 -ppn 1 {ring} 100"))
-        .limit(120)
-        .run()?;
+    let command = format!("mpirun.mpich -hosts a,c -n 2 -ppn 1 {ring} 100");
+    let said = by_debians_mpich(network, "a", &command, "ring is right")?;
     ensure!(said.status.success() && said.stdout.contains("ring is right"), "{said}");
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A plain WireGuard program as a member, through its gateway: wireguard-go and boringtun-cli.
 
 use std::process::{Command, ExitCode};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -132,7 +133,10 @@ fn wireguard_go(network: &mut Network) -> Result<()> {
 
 fn boringtun_cli(network: &mut Network) -> Result<()> {
     need(&["wg", "socat"])?;
+    // Groups run side by side, and all of them need it.
+    static INSTALLING: Mutex<()> = Mutex::new(());
     let tools = cache_directory("tools")?;
+    let one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if !tools.join("bin/boringtun-cli").exists() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
@@ -159,6 +163,7 @@ fn boringtun_cli(network: &mut Network) -> Result<()> {
             ));
         }
     }
+    drop(one_at_a_time);
     is_a_member(
         network,
         "tablet",
