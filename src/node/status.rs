@@ -11,7 +11,7 @@ use crate::{
     path::route::{Egress, Route},
     roster::Member,
     wire::record::Refusal,
-    words::{certificate::Certificate, id::Name, key::TransportKey, time::Now},
+    words::{certificate::Certificate, id::Name, time::Now},
 };
 
 impl Node {
@@ -113,7 +113,7 @@ impl Node {
                 .paths
                 .primary()
                 .filter(|_| is_ready)
-                .map(|route| self.describe(&certificate.transport, &route)),
+                .map(|route| self.describe_route(&route)),
             round_trip: contact.paths.round_trip().filter(|_| is_ready),
             loss: contact.paths.loss().filter(|_| is_ready),
             last_received: contact.last_opened.map(|last| now.instant.duration_since(last)),
@@ -125,7 +125,7 @@ impl Node {
     }
 
     /// A route in words: `direct udp 192.0.2.1:5`, `relayed via head`.
-    pub fn describe(&self, _peer: &TransportKey, route: &Route) -> String {
+    pub fn describe_route(&self, route: &Route) -> String {
         if let Some(index) = route.relay {
             let relay = self.relayed.get(&index).and_then(|relayed| self.name_of(&relayed.relay));
             return relay
@@ -135,11 +135,6 @@ impl Node {
             Egress::Udp { endpoint, .. } => format!("direct udp {endpoint}"),
             Egress::Link(link) => format!("link {}", link.0),
         }
-    }
-
-    /// The same for a peer found by address.
-    pub fn describe_route(&self, route: &Route) -> String {
-        self.describe(&self.key, route)
     }
 }
 

@@ -81,7 +81,7 @@ pub struct Introduction {
     pub certificate: RawSigned,
     /// "I have accepted yours."
     pub accepted: bool,
-    /// Drawn at random by every start of the sender; a new one resets acceptance.
+    /// Drawn by every start of the sender, later ones larger; a new one resets acceptance.
     pub incarnation: Incarnation,
     /// The incarnation that was accepted, where `accepted`.
     pub accepted_incarnation: Incarnation,
