@@ -12,7 +12,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, U
 
 use super::{
     REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, Suite,
-    exchange::Keys,
+    exchange::{Agreed, Keys},
     replay::{ReplayError, Window},
 };
 
@@ -47,6 +47,70 @@ impl std::fmt::Debug for Keypair {
         write!(f, "Keypair({:08x})", self.send_index)
     }
 }
+
+/// What one exchange has given: a keypair for each stripe, under one index. Shared by `Arc` between control and workers.
+#[derive(Debug)]
+pub struct Keypairs {
+    index: u32,
+    stripes: Box<[Keypair]>,
+    is_confirmed: AtomicBool,
+}
+
+impl Keypairs {
+    /// From an exchange; indexes in it have 24 bits, shifted left by 8, where the stripe's number goes. `made`: by a clock that
+    /// runs during suspend.
+    pub fn new(agreed: &Agreed, stripes: u8, made: Instant) -> Self {
+        let stripes = (0..stripes.max(1)).map(|stripe| {
+            let send_index = agreed.send_index | u32::from(stripe);
+            Keypair::new(agreed.suite, &agreed.keys(stripe), send_index, made)
+        });
+        Self {
+            index: agreed.receive_index >> 8,
+            stripes: stripes.collect(),
+            is_confirmed: AtomicBool::new(false),
+        }
+    }
+
+    /// The upper 24 bits of the receiver index in messages to us.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The keypair of one stripe: of the sending thread's own, or of the lower 8 bits of a message's receiver index.
+    pub fn stripe(&self, stripe: u8) -> Option<&Keypair> {
+        self.stripes.get(usize::from(stripe))
+    }
+
+    /// A message has been opened under them: `true` the first time, which control must hear of.
+    pub fn confirm(&self) -> bool {
+        !self.is_confirmed.load(Ordering::Relaxed)
+            && !self.is_confirmed.swap(true, Ordering::Relaxed)
+    }
+
+    /// Ends them at once.
+    pub fn kill(&self) {
+        self.stripes.iter().for_each(Keypair::kill);
+    }
+
+    /// Whether they may be used no more.
+    pub fn is_dead(&self, now: Instant) -> bool {
+        self.stripes.iter().any(|keypair| keypair.is_dead(now))
+    }
+
+    /// Whether it is time for new ones.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.stripes.iter().any(|keypair| keypair.is_due(now))
+    }
+}
+
+/// One exchange, one value.
+impl PartialEq for Keypairs {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for Keypairs {}
 
 fn aead(suite: Suite, key: &[u8; 32]) -> LessSafeKey {
     let algorithm = match suite {

@@ -44,7 +44,7 @@ pub fn batch<'a>(
     for packet in packets {
         match decide(table, packet) {
             Ok(Admitted { packet, peer, .. }) => {
-                peer.outbound.count(packet.bytes().len());
+                peer.traffic.outbound.count(packet.bytes().len());
                 punts.packet(packet.bytes());
             }
             Err(Refused { reason, answer: tell }) => {
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(counters.drops(DropReason::PacketNoMember), 1);
         assert_eq!(counters.drops(DropReason::PacketMalformed), 1);
         let peer = table.table().peer(PeerSlot(0)).unwrap();
-        assert_eq!((peer.outbound.units(), peer.outbound.bytes()), (2, 28 + 48));
+        assert_eq!((peer.traffic.outbound.units(), peer.traffic.outbound.bytes()), (2, 28 + 48));
     }
 
     proptest! {

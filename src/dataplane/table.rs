@@ -8,14 +8,18 @@
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::{ArcSwap, Guard};
 
 use super::drops::Activity;
 use crate::{
-    node::output::{Directive, PeerSlot},
+    channel::keypair::Keypairs,
+    node::output::{Carrier, Directive, PeerSlot},
     path::route::{Egress, Route},
     wire::relay::RelayIndex,
 };
@@ -27,8 +31,44 @@ pub struct Peer {
     pub addresses: [IpAddr; 2],
     /// How to send to it now; `None` while there is no way.
     pub route: Option<Route>,
+    /// Whose tunnel and channel carry its packets.
+    pub carrier: Carrier,
+    /// What its packets are sealed with; `None`: they go to control.
+    pub seal_with: Option<Arc<Keypairs>>,
+    /// What went to it and came from it.
+    pub traffic: Arc<Traffic>,
+}
+
+/// What passes between programs here and one member, and whether control knows that something does.
+#[derive(Debug, Default)]
+pub struct Traffic {
     /// What programs have sent to it.
-    pub outbound: Arc<Activity>,
+    pub outbound: Activity,
+    /// What it has sent to programs, as far as workers opened it.
+    pub inbound: Activity,
+    /// Control has been told that something passes, and looks at the numbers by itself until nothing does.
+    is_told: AtomicBool,
+}
+
+impl Traffic {
+    /// Says whether control must be told; once, until [`Self::rest`].
+    pub fn is_news(&self) -> bool {
+        !self.is_told.load(Ordering::Relaxed) && !self.is_told.swap(true, Ordering::Relaxed)
+    }
+
+    /// Control stops looking: what passes next is news.
+    pub fn rest(&self) {
+        self.is_told.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Keys that messages are opened with, and whose they are.
+#[derive(Debug, Clone)]
+pub struct Opener {
+    /// The peer's place.
+    pub slot: PeerSlot,
+    /// The keys.
+    pub keypairs: Arc<Keypairs>,
 }
 
 /// One direction of one relayed pair.
@@ -51,6 +91,7 @@ pub struct Table {
     members: Arc<HashMap<IpAddr, PeerSlot>>,
     peers: Arc<HashMap<PeerSlot, Peer>>,
     tunnels: Arc<HashSet<u32>>,
+    openers: Arc<HashMap<u32, Opener>>,
     relays: Arc<HashMap<RelayIndex, Relay>>,
 }
 
@@ -74,6 +115,20 @@ impl Table {
     /// Whether a tunnel has this index: the upper 24 bits of `receiver`.
     pub fn knows_tunnel(&self, receiver: u32) -> bool {
         self.tunnels.contains(&(receiver >> 8))
+    }
+
+    /// The keys for a message with this receiver index, and whose they are.
+    pub fn opener(&self, receiver: u32) -> Option<&Opener> {
+        self.openers.get(&(receiver >> 8))
+    }
+
+    /// Whether a packet from this address may come from the peer in this place: its own address, or that of somebody behind it.
+    pub fn belongs(&self, source: IpAddr, slot: PeerSlot) -> bool {
+        self.member(source).is_some_and(|(member, peer)| match peer.carrier {
+            Carrier::Own => member == slot,
+            Carrier::Us => false,
+            Carrier::Gateway(gateway) => gateway == slot,
+        })
     }
 
     /// What to forward under an index that this node gave out as a relay.
@@ -107,6 +162,7 @@ impl Builder {
             members: Arc::default(),
             peers: Arc::default(),
             tunnels: Arc::default(),
+            openers: Arc::default(),
             relays: Arc::default(),
         };
         let shared = Arc::new(ArcSwap::from_pointee(next.clone()));
@@ -139,8 +195,31 @@ impl Builder {
                 // An address that another member held is this one's from now on: the newer certificate has won.
                 let members = Arc::make_mut(&mut self.next.members);
                 members.extend(addresses.map(|address| (address, slot)));
-                let peer = Peer { addresses, route: None, outbound: Arc::default() };
+                let peer = Peer {
+                    addresses,
+                    route: None,
+                    carrier: Carrier::Own,
+                    seal_with: None,
+                    traffic: Arc::default(),
+                };
                 Arc::make_mut(&mut self.next.peers).insert(slot, peer);
+            }
+            Directive::SetCarrier { slot, carrier } => {
+                if let Some(peer) = Arc::make_mut(&mut next.peers).get_mut(&slot) {
+                    peer.carrier = carrier;
+                }
+            }
+            Directive::InstallKeypairs { slot, ref keypairs } => {
+                let opener = Opener { slot, keypairs: Arc::clone(keypairs) };
+                Arc::make_mut(&mut next.openers).insert(keypairs.index(), opener);
+            }
+            Directive::RemoveKeypairs { index } => {
+                Arc::make_mut(&mut next.openers).remove(&index);
+            }
+            Directive::SealWith { slot, ref keypairs } => {
+                if let Some(peer) = Arc::make_mut(&mut next.peers).get_mut(&slot) {
+                    peer.seal_with.clone_from(keypairs);
+                }
             }
             Directive::SetRoute { slot, route } => {
                 if let Some(peer) = Arc::make_mut(&mut next.peers).get_mut(&slot) {
@@ -177,6 +256,7 @@ impl Builder {
 
     fn remove_peer(&mut self, slot: PeerSlot) {
         let Some(peer) = Arc::make_mut(&mut self.next.peers).remove(&slot) else { return };
+        Arc::make_mut(&mut self.next.openers).retain(|_, opener| opener.slot != slot);
         let members = Arc::make_mut(&mut self.next.members);
         for address in peer.addresses {
             if members.get(&address) == Some(&slot) {

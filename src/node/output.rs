@@ -2,10 +2,12 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::Instant,
 };
 
 use crate::{
+    channel::keypair::Keypairs,
     path::route::Route,
     wire::{record::Refusal, relay::RelayIndex},
     words::{
@@ -48,6 +50,18 @@ pub enum Output {
     },
 }
 
+/// Whose tunnel and channel carry a member's packets.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum Carrier {
+    /// Its own: a clusternet node.
+    #[default]
+    Own,
+    /// Ours: a plain WireGuard member that this node is the gateway of.
+    Us,
+    /// Its gateway's: a plain WireGuard member of another gateway.
+    Gateway(PeerSlot),
+}
+
 /// A change of the data plane's table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Directive {
@@ -67,6 +81,32 @@ pub enum Directive {
         slot: PeerSlot,
         /// Its overlay addresses.
         addresses: [IpAddr; 2],
+    },
+    /// Whose tunnel and channel carry a member's packets; its own unless this has been said.
+    SetCarrier {
+        /// The member.
+        slot: PeerSlot,
+        /// Who carries.
+        carrier: Carrier,
+    },
+    /// Messages of this peer under these keys are to be opened.
+    InstallKeypairs {
+        /// Whose.
+        slot: PeerSlot,
+        /// Found by [`Keypairs::index`].
+        keypairs: Arc<Keypairs>,
+    },
+    /// No more; they are dead already.
+    RemoveKeypairs {
+        /// [`Keypairs::index`].
+        index: u32,
+    },
+    /// Packets for this member are sealed with these from now on. `None`: they go to control.
+    SealWith {
+        /// Its place.
+        slot: PeerSlot,
+        /// Installed before.
+        keypairs: Option<Arc<Keypairs>>,
     },
     /// How to send to it now; `None` while there is no way.
     SetRoute {

@@ -122,6 +122,10 @@ impl Machine {
             Directive::InstallTunnel { .. }
             | Directive::RemoveTunnel { .. }
             | Directive::InstallPeer { .. }
+            | Directive::SetCarrier { .. }
+            | Directive::InstallKeypairs { .. }
+            | Directive::RemoveKeypairs { .. }
+            | Directive::SealWith { .. }
             | Directive::SetRoute { .. }
             | Directive::RemovePeer { .. } => {}
         }

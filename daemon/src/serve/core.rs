@@ -328,9 +328,13 @@ fn is_removal(directive: &Directive) -> bool {
     match directive {
         Directive::RemoveTunnel { .. }
         | Directive::RemovePeer { .. }
+        | Directive::RemoveKeypairs { .. }
         | Directive::RemoveRelay { .. } => true,
         Directive::InstallTunnel { .. }
         | Directive::InstallPeer { .. }
+        | Directive::SetCarrier { .. }
+        | Directive::InstallKeypairs { .. }
+        | Directive::SealWith { .. }
         | Directive::SetRoute { .. }
         | Directive::InstallRelay { .. } => false,
     }
