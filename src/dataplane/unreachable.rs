@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::wire::ip::IpView;
+use crate::wire::{checksum::Checksum, ip::IpView};
 
 /// The longest answer: RFC 4443 wants no more than 1280 bytes; less quotes enough headers for any program.
 pub const MAX_LEN: usize = 576;
@@ -61,13 +61,13 @@ fn v4<'b>(
     buffer[9] = ICMP;
     buffer[12..16].copy_from_slice(&asked.octets());
     buffer[16..20].copy_from_slice(&asker.octets());
-    let checksum = checksum(0, &buffer[..IPV4_HEADER]);
-    buffer[10..12].copy_from_slice(&checksum.to_be_bytes());
+    let sum = Checksum::default().with(&buffer[..IPV4_HEADER]);
+    buffer[10..12].copy_from_slice(&sum.finished());
     let icmp = &mut buffer[IPV4_HEADER..total];
     icmp[..2].copy_from_slice(&ICMP_TYPE_CODE);
     icmp[ICMP_HEADER..].copy_from_slice(&packet[..quoted]);
-    let checksum = self::checksum(0, icmp);
-    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let sum = Checksum::default().with(icmp);
+    icmp[2..4].copy_from_slice(&sum.finished());
     &buffer[..total]
 }
 
@@ -87,34 +87,19 @@ fn v6<'b>(
     buffer[7] = 64;
     buffer[8..24].copy_from_slice(&asked.octets());
     buffer[24..40].copy_from_slice(&asker.octets());
-    // RFC 8200 §8.1: addresses, length and next header count too.
-    let pseudo = sum(&buffer[8..40]) + payload as u32 + u32::from(ICMPV6);
+    let sum = Checksum::default().with_pseudo_header(&buffer[8..40], ICMPV6, payload as u16);
     let icmp = &mut buffer[IPV6_HEADER..total];
     icmp[..2].copy_from_slice(&ICMPV6_TYPE_CODE);
     icmp[ICMP_HEADER..].copy_from_slice(&packet[..quoted]);
-    let checksum = checksum(pseudo, icmp);
-    icmp[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let sum = sum.with(icmp);
+    icmp[2..4].copy_from_slice(&sum.finished());
     &buffer[..total]
-}
-
-/// RFC 1071, for at most [`MAX_LEN`] bytes: 32 bits cannot overflow.
-fn sum(bytes: &[u8]) -> u32 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let sum: u32 = words.iter().map(|word| u32::from(u16::from_be_bytes(*word))).sum();
-    sum + rest.first().map_or(0, |last| u32::from(*last) << 8)
-}
-
-fn checksum(start: u32, bytes: &[u8]) -> u16 {
-    let mut sum = start + sum(bytes);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::packets::naive;
 
     fn echo_v4() -> Vec<u8> {
         let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 10, 99, 0, 1, 10, 99, 0, 9];
@@ -132,8 +117,8 @@ mod tests {
         assert_eq!(view.protocol(), 1);
         assert_eq!(&reply4[20..22], [3, 1]);
         assert_eq!(&reply4[28..], echo_v4());
-        assert_eq!(checksum(0, &reply4[..20]), 0, "a right checksum sums to zero");
-        assert_eq!(checksum(0, &reply4[20..]), 0);
+        assert_eq!(naive(&reply4[..20]), 0xffff);
+        assert_eq!(naive(&reply4[20..]), 0xffff);
 
         let mut packet = vec![0x60, 0, 0, 0, 0x04, 0, 6, 64];
         packet.extend("fd00::1".parse::<Ipv6Addr>().unwrap().octets());
@@ -145,8 +130,9 @@ mod tests {
         assert_eq!(reply6.len(), MAX_LEN, "long packets are quoted in part");
         assert_eq!(&reply6[40..42], [1, 3]);
         assert_eq!(&reply6[48..], &packet[..MAX_LEN - 48]);
-        let pseudo = sum(&reply6[8..40]) + (reply6.len() - 40) as u32 + 58;
-        assert_eq!(checksum(pseudo, &reply6[40..]), 0);
+        let pseudo =
+            [&reply6[8..40], &[0, 0, 0, 58], &(reply6.len() as u32 - 40).to_be_bytes()].concat();
+        assert_eq!(naive(&[&pseudo, &reply6[40..]].concat()), 0xffff);
     }
 
     #[test]

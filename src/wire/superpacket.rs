@@ -7,10 +7,13 @@
 //!
 //! Checksums: a packet that its sender's kernel has left unfinished (`NEEDS_CSUM`) carries the sum over the pseudo-header; the
 //! same is written again here for the length the packet has now, and the receiving kernel takes it as its own.
+//!
+//! What a kernel takes is said by `virtio_net_hdr_to_skb` (linux/virtio_net.h): a GSO type only with a payload longer than
+//! one segment, of UDP only with the checksum unfinished and up to [`MAX_UDP_SEGMENTS`].
 
 use std::ops::Range;
 
-use super::ip::{IpError, IpView};
+use super::{checksum::Checksum, ip::IpError};
 
 /// Length of `struct virtio_net_hdr` as a TUN uses it (linux/virtio_net.h).
 pub const VIRTIO_HEADER: usize = 10;
@@ -22,15 +25,27 @@ const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
-/// Set beside the type when a segment had CWR: a matter of congestion that receivers find in the TCP header itself.
+/// Set beside the type when the TCP header has CWR, which only the first segment may say.
 const GSO_ECN: u8 = 0x80;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// The smallest segment size accepted: below it one superpacket would be thousands of packets. RFC 9293's default MSS for
-/// IPv4 is 536; real programs go lower over odd links, never this low.
+/// Where the flags stand in a TCP header.
+pub const FLAGS: usize = 13;
+
+/// The flag of TCP that says that the sender has slowed down.
+pub const CWR: u8 = 0x80;
+
+/// The smallest segment size of TCP: below it one superpacket would be thousands of packets. Linux takes no MSS below 88,
+/// of which options may use 12.
 pub const MIN_SEGMENT: u16 = 64;
+
+/// The most datagrams of one UDP superpacket: `UDP_MAX_SEGMENTS` of every kernel that has it (newer ones take 128).
+pub const MAX_UDP_SEGMENTS: usize = 64;
+
+/// The longest packet: what the length field of IPv4 says at most.
+pub const MAX_PACKET: usize = 0xffff;
 
 /// `struct virtio_net_hdr`, in the byte order of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -105,7 +120,7 @@ impl Kind {
             (0, 0) => Some(Self::Whole),
             (1, 0) => Some(Self::Unfinished),
             (2, MIN_SEGMENT..) => Some(Self::Tcp(segment)),
-            (3, MIN_SEGMENT..) => Some(Self::Udp(segment)),
+            (3, 1..) => Some(Self::Udp(segment)),
             _ => None,
         }
     }
@@ -120,65 +135,183 @@ pub enum ShapeError {
     Transport,
     /// A GSO type nobody asked the kernel for.
     Gso,
+    /// More datagrams than a kernel takes at once: to be segmented instead.
+    Segments,
 }
 
-/// Where the transport header of a packet is.
-struct Transport {
-    is_v6: bool,
-    protocol: u8,
-    header: Range<usize>,
-    checksum: usize,
+/// Where the headers of a TCP or UDP packet are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headers {
+    /// Which IP.
+    pub is_v6: bool,
+    /// TCP or UDP.
+    pub is_tcp: bool,
+    /// Where the transport header begins.
+    pub transport: usize,
+    /// Where it ends, and the payload begins.
+    pub end: usize,
 }
 
-/// Finds the transport header. IPv6 extension headers and IPv4 fragments have none for our purposes: kernels do not build
-/// superpackets of them.
-fn transport(packet: &[u8]) -> Result<Transport, ShapeError> {
-    let view = IpView::parse(packet).map_err(ShapeError::Ip)?;
-    let is_v6 = view.source().is_ipv6();
-    let start = if is_v6 { 40 } else { usize::from(packet[0] & 0xf) * 4 };
-    if !is_v6 && u16::from_be_bytes([packet[6], packet[7]]) & 0x3fff != 0 {
-        return Err(ShapeError::Transport);
-    }
-    let protocol = view.protocol();
-    let rest = view.bytes().get(start..).ok_or(ShapeError::Transport)?;
-    let (len, checksum) = match protocol {
-        TCP => {
-            let offset = *rest.get(12).ok_or(ShapeError::Transport)?;
-            (usize::from(offset >> 4) * 4, 16)
+impl Headers {
+    /// Finds them in the first bytes of a packet; its length does not matter. IPv6 extension headers and IPv4 fragments have
+    /// no transport header for our purposes: kernels do not join them.
+    ///
+    /// # Errors
+    /// [`ShapeError`].
+    pub fn find(bytes: &[u8]) -> Result<Self, ShapeError> {
+        let truncated = ShapeError::Ip(IpError::Truncated);
+        let (is_v6, transport, protocol) = match bytes.first().ok_or(truncated)? >> 4 {
+            4 => {
+                let header: &[u8; 20] = bytes.first_chunk().ok_or(truncated)?;
+                let len = usize::from(header[0] & 0xf) * 4;
+                if len < 20 {
+                    return Err(ShapeError::Ip(IpError::Malformed));
+                }
+                // Neither more fragments nor an offset.
+                if u16::from_be_bytes([header[6], header[7]]) & 0x3fff != 0 {
+                    return Err(ShapeError::Transport);
+                }
+                (false, len, header[9])
+            }
+            6 => (true, 40, *bytes.get(6).ok_or(truncated)?),
+            _ => return Err(ShapeError::Ip(IpError::Malformed)),
+        };
+        let rest = bytes.get(transport..).ok_or(truncated)?;
+        let len = match protocol {
+            TCP => usize::from(*rest.get(12).ok_or(ShapeError::Transport)? >> 4) * 4,
+            UDP => 8,
+            _ => return Err(ShapeError::Transport),
+        };
+        let is_tcp = protocol == TCP;
+        if rest.len() < len || (is_tcp && len < 20) {
+            return Err(ShapeError::Transport);
         }
-        UDP => (8, 6),
-        _ => return Err(ShapeError::Transport),
-    };
-    if rest.len() < len || len < 8 || (protocol == TCP && len < 20) {
-        return Err(ShapeError::Transport);
+        Ok(Self { is_v6, is_tcp, transport, end: transport + len })
     }
-    Ok(Transport { is_v6, protocol, header: start..start + len, checksum: start + checksum })
+
+    /// The IP header's own idea of the packet's length.
+    pub fn stated_len(&self, packet: &[u8]) -> usize {
+        let (place, before) = if self.is_v6 { (4, 40) } else { (2, 0) };
+        usize::from(u16::from_be_bytes([packet[place], packet[place + 1]])) + before
+    }
+
+    /// Source and destination address, one behind the other.
+    pub fn addresses(&self) -> Range<usize> {
+        if self.is_v6 { 8..40 } else { 12..20 }
+    }
+
+    /// Writes the length of the packet into IP and UDP header, and the IPv4 header's checksum.
+    ///
+    /// # Errors
+    /// [`ShapeError`]: shorter than its headers, or longer than any packet.
+    pub fn set_len(&self, headers: &mut [u8], len: usize) -> Result<(), ShapeError> {
+        if len < self.end {
+            return Err(ShapeError::Ip(IpError::Truncated));
+        }
+        let total = u16::try_from(len).map_err(|_| ShapeError::Ip(IpError::Malformed))?;
+        if self.is_v6 {
+            headers[4..6].copy_from_slice(&(total - 40).to_be_bytes());
+        } else {
+            headers[2..4].copy_from_slice(&total.to_be_bytes());
+            headers[10..12].fill(0);
+            let sum = Checksum::default().with(&headers[..self.transport]).finished();
+            headers[10..12].copy_from_slice(&sum);
+        }
+        if !self.is_tcp {
+            let datagram = total - self.transport as u16;
+            let place = self.transport + 4;
+            headers[place..place + 2].copy_from_slice(&datagram.to_be_bytes());
+        }
+        Ok(())
+    }
+
+    /// Writes the checksum of a packet whose lengths are right.
+    pub fn finish(&self, packet: &mut [u8]) {
+        let place = self.checksum();
+        packet[place.clone()].fill(0);
+        let sum = self.pseudo_header(packet, packet.len()).with(&packet[self.transport..]);
+        let sum = if self.is_tcp { sum.finished() } else { sum.finished_not_zero() };
+        packet[place].copy_from_slice(&sum);
+    }
+
+    /// Whether a packet's checksum is finished and right. A UDP packet without one has none that could be.
+    pub fn is_finished(&self, packet: &[u8]) -> bool {
+        let is_there = self.is_tcp || packet[self.checksum()] != [0, 0];
+        let sum = self.pseudo_header(packet, packet.len()).with(&packet[self.transport..]);
+        is_there && sum.is_valid()
+    }
+
+    /// Where the checksum stands.
+    fn checksum(&self) -> Range<usize> {
+        let place = self.transport + if self.is_tcp { 16 } else { 6 };
+        place..place + 2
+    }
+
+    /// Of a packet of this length.
+    fn pseudo_header(&self, headers: &[u8], len: usize) -> Checksum {
+        let protocol = if self.is_tcp { TCP } else { UDP };
+        let len = (len - self.transport) as u16;
+        Checksum::default().with_pseudo_header(&headers[self.addresses()], protocol, len)
+    }
 }
 
-/// What kind of packet the kernel has handed over.
+/// What kind of packet the kernel has handed over. A checksum that nobody could finish after us (that of an inner packet, or
+/// behind IPv6 extension headers) is finished here, and the packet is [`Kind::Whole`].
 ///
 /// # Errors
 /// [`ShapeError`]: the packet is dropped.
-pub fn kind(header: &VirtioHeader, packet: &[u8]) -> Result<Kind, ShapeError> {
+pub fn kind(header: &VirtioHeader, packet: &mut [u8]) -> Result<Kind, ShapeError> {
+    if header.gso_type == GSO_NONE && header.flags & NEEDS_CHECKSUM == 0 {
+        return Ok(Kind::Whole);
+    }
+    let found = Headers::find(packet).and_then(|found| {
+        let is_whole = found.stated_len(packet) == packet.len();
+        if is_whole { Ok(found) } else { Err(ShapeError::Ip(IpError::Truncated)) }
+    });
     match header.gso_type & !GSO_ECN {
-        GSO_NONE if header.flags & NEEDS_CHECKSUM == 0 => Ok(Kind::Whole),
-        GSO_NONE => transport(packet).map(|_| Kind::Unfinished),
-        gso @ (GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4) => {
-            let found = transport(packet)?;
-            let expected = match gso {
-                GSO_TCPV4 => (TCP, Some(false)),
-                GSO_TCPV6 => (TCP, Some(true)),
-                _ => (UDP, None),
+        GSO_NONE => {
+            let place = |found: Headers| {
+                let checksum = found.checksum().start;
+                (found.transport, checksum - found.transport)
             };
-            if found.protocol != expected.0 || expected.1.is_some_and(|v6| v6 != found.is_v6) {
+            let (start, offset) = (header.checksum_start, header.checksum_offset);
+            if found.map(place) == Ok((start.into(), offset.into())) {
+                return Ok(Kind::Unfinished);
+            }
+            finish(header, packet).map(|()| Kind::Whole)
+        }
+        gso @ (GSO_TCPV4 | GSO_TCPV6 | GSO_UDP_L4) => {
+            let found = found?;
+            let fits = match gso {
+                GSO_TCPV4 => found.is_tcp && !found.is_v6,
+                GSO_TCPV6 => found.is_tcp && found.is_v6,
+                _ => !found.is_tcp,
+            };
+            if !fits {
                 return Err(ShapeError::Transport);
             }
-            // A segment size below the least is a whole packet in disguise: nobody sends such.
-            let kind = if expected.0 == TCP { 2 } else { 3 };
+            let kind = if found.is_tcp { 2 } else { 3 };
             Kind::from_wire(kind, header.segment).ok_or(ShapeError::Gso)
         }
         _ => Err(ShapeError::Gso),
     }
+}
+
+/// Finishes the checksum of a packet that the kernel has left unfinished, whatever is in it: for those who take nothing else.
+///
+/// # Errors
+/// [`ShapeError::Transport`]: the header points behind the packet.
+pub fn finish(header: &VirtioHeader, packet: &mut [u8]) -> Result<(), ShapeError> {
+    if header.flags & NEEDS_CHECKSUM == 0 {
+        return Ok(());
+    }
+    let start = usize::from(header.checksum_start);
+    let place = start + usize::from(header.checksum_offset);
+    let summed = packet.get(start..).ok_or(ShapeError::Transport)?;
+    let sum = Checksum::default().with(summed).finished_not_zero();
+    let place = packet.get_mut(place..place + 2).ok_or(ShapeError::Transport)?;
+    place.copy_from_slice(&sum);
+    Ok(())
 }
 
 /// Computes the virtio header of a packet that is to be written, from the packet itself and the kind that travelled. Sets the
@@ -186,85 +319,58 @@ pub fn kind(header: &VirtioHeader, packet: &[u8]) -> Result<Kind, ShapeError> {
 /// unfinished checksum accordingly.
 ///
 /// # Errors
-/// [`ShapeError`]: the packet is dropped.
+/// [`ShapeError`]: the packet is dropped; but [`ShapeError::Segments`] only says that it must be segmented.
 pub fn rebuild(kind: Kind, packet: &mut [u8]) -> Result<VirtioHeader, ShapeError> {
+    let len = packet.len();
+    rebuild_parts(kind, packet, len)
+}
+
+/// As [`rebuild`], for a packet of `len` bytes in several pieces, of which `headers` is the first: at least all headers.
+///
+/// # Errors
+/// As [`rebuild`].
+pub fn rebuild_parts(
+    kind: Kind,
+    headers: &mut [u8],
+    len: usize,
+) -> Result<VirtioHeader, ShapeError> {
     if kind == Kind::Whole {
         return Ok(VirtioHeader::default());
     }
-    set_length(packet)?;
-    let found = transport(packet)?;
-    let (gso_type, segment) = match kind {
-        Kind::Whole | Kind::Unfinished => (GSO_NONE, 0),
-        Kind::Tcp(segment) if found.protocol == TCP => {
-            (if found.is_v6 { GSO_TCPV6 } else { GSO_TCPV4 }, segment)
-        }
-        Kind::Udp(segment) if found.protocol == UDP => (GSO_UDP_L4, segment),
+    let found = Headers::find(headers)?;
+    let segment = match kind {
+        Kind::Whole | Kind::Unfinished => 0,
+        Kind::Tcp(segment) if found.is_tcp => segment,
+        Kind::Udp(segment) if !found.is_tcp => segment,
         Kind::Tcp(_) | Kind::Udp(_) => return Err(ShapeError::Transport),
     };
-    let payload = packet.len() - found.header.end;
-    if found.protocol == UDP {
-        let len = packet.len() - found.header.start;
-        let len = u16::try_from(len).map_err(|_| ShapeError::Transport)?;
-        packet[found.header.start + 4..found.header.start + 6].copy_from_slice(&len.to_be_bytes());
-    }
-    let sum = pseudo_header_sum(packet, &found);
-    packet[found.checksum..found.checksum + 2].copy_from_slice(&sum.to_be_bytes());
+    found.set_len(headers, len)?;
+    let payload = len - found.end;
     // What fits one segment is no superpacket: kernels refuse a GSO type on it.
-    let is_super = segment != 0 && payload > usize::from(segment);
+    let segment = if payload > usize::from(segment) { segment } else { 0 };
+    let gso_type = match found {
+        _ if segment == 0 => GSO_NONE,
+        Headers { is_tcp: false, .. } => {
+            if payload > usize::from(segment) * MAX_UDP_SEGMENTS {
+                return Err(ShapeError::Segments);
+            }
+            GSO_UDP_L4
+        }
+        Headers { is_tcp: true, is_v6, transport, .. } => {
+            let gso = if is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
+            if headers[transport + FLAGS] & CWR == 0 { gso } else { gso | GSO_ECN }
+        }
+    };
+    let sum = found.pseudo_header(headers, len).unfinished();
+    headers[found.checksum()].copy_from_slice(&sum);
     Ok(VirtioHeader {
         flags: NEEDS_CHECKSUM,
-        gso_type: if is_super { gso_type } else { GSO_NONE },
-        header_len: found.header.end as u16,
-        segment: if is_super { segment } else { 0 },
-        checksum_start: found.header.start as u16,
-        checksum_offset: (found.checksum - found.header.start) as u16,
+        gso_type,
+        header_len: found.end as u16,
+        segment,
+        checksum_start: found.transport as u16,
+        checksum_offset: (found.checksum().start - found.transport) as u16,
     })
-}
-
-/// Writes the packet's length into its IP header, and the IPv4 header's checksum.
-fn set_length(packet: &mut [u8]) -> Result<(), ShapeError> {
-    let truncated = ShapeError::Ip(IpError::Truncated);
-    match packet.first().ok_or(truncated)? >> 4 {
-        4 => {
-            let header_len = usize::from(packet[0] & 0xf) * 4;
-            let total = u16::try_from(packet.len()).map_err(|_| ShapeError::Transport)?;
-            if header_len < 20 || packet.len() < header_len {
-                return Err(truncated);
-            }
-            packet[2..4].copy_from_slice(&total.to_be_bytes());
-            packet[10..12].fill(0);
-            let sum = !fold(sum_of(&packet[..header_len]));
-            packet[10..12].copy_from_slice(&sum.to_be_bytes());
-            Ok(())
-        }
-        6 => {
-            let payload = packet.len().checked_sub(40).ok_or(truncated)?;
-            let payload = u16::try_from(payload).map_err(|_| ShapeError::Transport)?;
-            packet[4..6].copy_from_slice(&payload.to_be_bytes());
-            Ok(())
-        }
-        _ => Err(ShapeError::Ip(IpError::Malformed)),
-    }
-}
-
-/// The sum over the pseudo-header (RFC 9293 §3.1, RFC 8200 §8.1), folded, not complemented: what `NEEDS_CSUM` expects.
-fn pseudo_header_sum(packet: &[u8], found: &Transport) -> u16 {
-    let addresses = if found.is_v6 { &packet[8..40] } else { &packet[12..20] };
-    let len = (packet.len() - found.header.start) as u64;
-    fold(sum_of(addresses) + u64::from(found.protocol) + len)
-}
-
-fn sum_of(bytes: &[u8]) -> u64 {
-    let mut words = bytes.chunks_exact(2);
-    let sum: u64 = words.by_ref().map(|w| u64::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    sum + words.remainder().first().map_or(0, |last| u64::from(*last) << 8)
-}
-
-fn fold(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 #[cfg(test)]
@@ -272,85 +378,149 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::wire::packets::{Recipe, is_right, naive, payload};
 
-    /// A packet with this much payload, headers filled in but for lengths and checksums.
-    fn packet(is_v6: bool, protocol: u8, payload: usize) -> Vec<u8> {
-        let mut packet = if is_v6 { vec![0; 40] } else { vec![0; 20] };
-        if is_v6 {
-            packet[0] = 0x60;
-            packet[6] = protocol;
-            packet[7] = 64;
-            packet[8] = 0xfd;
-            packet[24] = 0xfd;
-        } else {
-            packet[0] = 0x45;
-            packet[8] = 64;
-            packet[9] = protocol;
-            packet[12..16].copy_from_slice(&[10, 99, 0, 1]);
-            packet[16..20].copy_from_slice(&[10, 99, 0, 2]);
-        }
-        let mut header = vec![0; if protocol == TCP { 20 } else { 8 }];
-        if protocol == TCP {
-            header[12] = 0x50;
-        }
-        packet.extend_from_slice(&header);
-        packet.extend((0..payload).map(|n| n as u8));
-        packet
-    }
+    const GSO_OLD_UDP: u8 = 3;
 
-    /// Finishes the checksum as the kernel would, and says whether the packet is right then.
-    fn finishes_right(header: &VirtioHeader, packet: &[u8]) -> bool {
-        let mut packet = packet.to_vec();
-        let start = usize::from(header.checksum_start);
-        let place = start + usize::from(header.checksum_offset);
-        let sum = !fold(sum_of(&packet[start..]));
-        packet[place..place + 2].copy_from_slice(&sum.to_be_bytes());
-        let found = transport(&packet).expect("well-formed");
-        let total = u64::from(pseudo_header_sum(&packet, &found)) + sum_of(&packet[start..]);
-        fold(total) == 0xffff
+    fn asks_to_finish(start: u16, offset: u16) -> VirtioHeader {
+        VirtioHeader {
+            flags: NEEDS_CHECKSUM,
+            checksum_start: start,
+            checksum_offset: offset,
+            ..VirtioHeader::default()
+        }
     }
 
     #[test]
     fn a_rebuilt_packet_is_what_a_kernel_would_have_made() {
-        for is_v6 in [false, true] {
-            for (protocol, kind) in [
-                (TCP, Kind::Tcp(1340)),
-                (UDP, Kind::Udp(1200)),
-                (TCP, Kind::Unfinished),
-                (UDP, Kind::Unfinished),
-            ] {
-                for payload in [0, 1, 1340, 1341, 20_000, 60_001] {
-                    let mut packet = packet(is_v6, protocol, payload);
-                    let header = rebuild(kind, &mut packet).expect("well-formed");
-                    assert!(finishes_right(&header, &packet), "{kind:?} {payload}");
-                    let view = IpView::parse(&packet).expect("well-formed");
-                    assert_eq!(view.bytes().len(), packet.len());
-                    if !is_v6 {
-                        assert_eq!(fold(sum_of(&packet[..20])), 0xffff, "IPv4 checksum");
-                    }
-                    let again = super::kind(&header, &packet).expect("as made");
-                    let (_, segment) = kind.to_wire();
-                    let is_super = segment != 0 && payload > usize::from(segment);
-                    assert_eq!(again, if is_super { kind } else { Kind::Unfinished });
-                }
+        for recipe in Recipe::all() {
+            let super_kind = if recipe.is_tcp { Kind::Tcp(1340) } else { Kind::Udp(1200) };
+            for (kind, len) in [super_kind, Kind::Unfinished]
+                .into_iter()
+                .flat_map(|kind| [0, 1, 1200, 1340, 1341, 20_000, 60_001].map(|len| (kind, len)))
+            {
+                let made = recipe.unfinished(&payload(len));
+                // As it may have come: lengths and checksums of another packet, or somebody's lies.
+                let mut packet = made.clone();
+                let lengths = if recipe.is_v6 { [4, 5] } else { [2, 10] };
+                lengths.iter().for_each(|place| packet[*place] ^= 0x55);
+                packet[recipe.headers() - 2] = if recipe.is_tcp { 0 } else { 0x55 };
+                let (_, segment) = kind.to_wire();
+                let is_super = segment != 0 && len > usize::from(segment);
+                let header = rebuild(kind, &mut packet).expect("well-formed");
+                assert_eq!(packet, made, "{recipe:?} {kind:?} {len}");
+                let again = super::kind(&header, &mut packet).expect("as made");
+                assert_eq!(again, if is_super { kind } else { Kind::Unfinished });
+                finish(&header, &mut packet).expect("as made");
+                assert!(is_right(&packet));
+                // Of a packet in pieces only the first is looked at.
+                let mut first = made[..recipe.headers()].to_vec();
+                assert_eq!(rebuild_parts(kind, &mut first, made.len()), Ok(header));
+                assert_eq!(first, made[..recipe.headers()]);
             }
         }
     }
 
     #[test]
+    fn the_header_says_what_linux_asks_for() {
+        let options = vec![1; 12];
+        let recipe = Recipe { options, flags: 0x90, ..Recipe::new(true, true) };
+        let header = rebuild(Kind::Tcp(1000), &mut recipe.unfinished(&payload(1001)));
+        let tcp = VirtioHeader {
+            gso_type: 0x80 | 4,
+            header_len: 72,
+            segment: 1000,
+            ..asks_to_finish(40, 16)
+        };
+        assert_eq!(header, Ok(tcp), "with CWR");
+        let header = rebuild(Kind::Udp(100), &mut Recipe::new(false, false).unfinished(&[7; 6400]));
+        let udp =
+            VirtioHeader { gso_type: 5, header_len: 28, segment: 100, ..asks_to_finish(20, 6) };
+        assert_eq!(header, Ok(udp), "64 datagrams");
+        let header = rebuild(Kind::Udp(100), &mut Recipe::new(false, false).unfinished(&[7; 6401]));
+        assert_eq!(header, Err(ShapeError::Segments));
+    }
+
+    #[test]
     fn a_kind_that_does_not_fit_the_packet_is_refused() {
         let refused = Err(ShapeError::Transport);
-        assert_eq!(rebuild(Kind::Udp(1200), &mut packet(false, TCP, 5000)), refused);
-        assert_eq!(rebuild(Kind::Tcp(1200), &mut packet(true, UDP, 5000)), refused);
-        assert_eq!(rebuild(Kind::Unfinished, &mut packet(true, 58, 50)), refused);
-        let mut fragment = packet(false, TCP, 5000);
+        let [tcp4, mut udp4, tcp6, mut udp6] =
+            Recipe::all().map(|recipe| recipe.packet(&payload(5000)));
+        assert_eq!(rebuild(Kind::Udp(1200), &mut tcp4.clone()), refused);
+        assert_eq!(rebuild(Kind::Tcp(1200), &mut udp6), refused);
+        let mut icmp = tcp6;
+        icmp[6] = 58;
+        assert_eq!(rebuild(Kind::Unfinished, &mut icmp), refused);
+        let mut fragment = tcp4.clone();
         fragment[6] = 0x20;
         assert_eq!(rebuild(Kind::Tcp(1200), &mut fragment), refused);
-        let mut liar = packet(false, TCP, 0);
+        let mut liar = tcp4[..40].to_vec();
         liar[32] = 0xf0; // a TCP header of 60 bytes in a packet with 20
         assert_eq!(rebuild(Kind::Unfinished, &mut liar), refused);
+        let truncated = Err(ShapeError::Ip(IpError::Truncated));
+        assert_eq!(rebuild_parts(Kind::Unfinished, &mut udp4, 27), truncated);
+        let malformed = Err(ShapeError::Ip(IpError::Malformed));
+        assert_eq!(rebuild_parts(Kind::Unfinished, &mut udp6, 65_536), malformed);
         assert_eq!(Kind::from_wire(2, MIN_SEGMENT - 1), None);
+        assert_eq!(Kind::from_wire(3, 0), None);
         assert_eq!(Kind::from_wire(9, 0), None);
+    }
+
+    #[test]
+    fn what_the_kernel_hands_over_is_told_by_its_header() {
+        let [mut tcp4, mut udp4, mut tcp6, mut udp6] =
+            Recipe::all().map(|recipe| recipe.unfinished(&payload(5000)));
+        let mut tcp4_again = tcp4.clone();
+        let header = |gso_type, segment| VirtioHeader { gso_type, segment, ..asks_to_finish(0, 0) };
+        assert_eq!(kind(&VirtioHeader::default(), &mut tcp4), Ok(Kind::Whole));
+        assert_eq!(kind(&VirtioHeader::default(), &mut [0]), Ok(Kind::Whole), "not looked at");
+        assert_eq!(kind(&asks_to_finish(20, 16), &mut tcp4), Ok(Kind::Unfinished));
+        assert_eq!(kind(&header(1, 1340), &mut tcp4), Ok(Kind::Tcp(1340)));
+        assert_eq!(kind(&header(0x81, 1340), &mut tcp4), Ok(Kind::Tcp(1340)));
+        assert_eq!(kind(&header(4, 1340), &mut tcp6), Ok(Kind::Tcp(1340)));
+        assert_eq!(kind(&header(5, 1), &mut udp4), Ok(Kind::Udp(1)));
+        assert_eq!(kind(&header(5, 1200), &mut udp6), Ok(Kind::Udp(1200)));
+        for (gso, packet) in [(1, &mut tcp6), (4, &mut tcp4), (5, &mut tcp4_again), (1, &mut udp4)]
+        {
+            assert_eq!(kind(&header(gso, 1340), packet), Err(ShapeError::Transport));
+        }
+        assert_eq!(kind(&header(GSO_OLD_UDP, 1200), &mut udp4), Err(ShapeError::Gso));
+        assert_eq!(kind(&header(1, MIN_SEGMENT - 1), &mut tcp4), Err(ShapeError::Gso));
+        tcp4.push(0);
+        let truncated = Err(ShapeError::Ip(IpError::Truncated));
+        assert_eq!(kind(&header(1, 1340), &mut tcp4), truncated, "padding is no payload");
+    }
+
+    #[test]
+    fn a_checksum_that_nobody_could_finish_later_is_finished_at_once() {
+        // A destination option in front of the TCP header.
+        let inner = Recipe::new(true, true).unfinished(&payload(99));
+        let mut packet = inner[..40].to_vec();
+        packet[6] = 60;
+        packet[4..6].copy_from_slice(&(inner.len() as u16 - 32).to_be_bytes());
+        packet.extend([6, 0, 1, 4, 0, 0, 0, 0]);
+        packet.extend(&inner[40..]);
+        assert_eq!(kind(&asks_to_finish(48, 16), &mut packet), Ok(Kind::Whole));
+        let mut plain = inner[..40].to_vec();
+        plain.extend(&packet[48..]);
+        assert!(is_right(&plain));
+        // Somebody else's checksum: not where ours would be.
+        let mut tunnelled = [inner.as_slice(), &inner].concat();
+        tunnelled[6] = 41;
+        let place = inner.len() as u16 + 40;
+        assert_eq!(kind(&asks_to_finish(place, 16), &mut tunnelled), Ok(Kind::Whole));
+        assert!(is_right(&tunnelled[inner.len()..]));
+        let last = tunnelled.len() as u16;
+        for (start, offset) in
+            [(last + 1, 0), (last, 0), (last - 1, 0), (0, last - 1), (0, u16::MAX)]
+        {
+            let refused = Err(ShapeError::Transport);
+            assert_eq!(finish(&asks_to_finish(start, offset), &mut tunnelled), refused);
+        }
+        // Zero would say that there is none.
+        let mut zero = [0xff; 2];
+        assert_eq!(finish(&asks_to_finish(0, 0), &mut zero), Ok(()));
+        assert_eq!(zero, [0xff; 2]);
     }
 
     #[test]
@@ -375,20 +545,32 @@ mod tests {
             first in prop_oneof![Just(0x45u8), Just(0x60), Just(0x4f), any::<u8>()],
             protocol in prop_oneof![Just(TCP), Just(UDP), any::<u8>()],
             wire in (0u8..5, any::<u16>()),
+            places in (0..250_u16, 0..250_u16),
             gso_type in any::<u8>(),
         ) {
             if let Some(byte) = bytes.first_mut() { *byte = first; }
             for place in [6, 9] {
                 if let Some(byte) = bytes.get_mut(place) { *byte = protocol; }
             }
-            let header = VirtioHeader { flags: 1, gso_type, segment: wire.1, ..VirtioHeader::default() };
-            let _ = kind(&header, &bytes);
+            let header = VirtioHeader { gso_type, segment: wire.1, ..asks_to_finish(places.0, places.1) };
+            let _ = kind(&header, &mut bytes);
+            let summed = bytes.get(usize::from(places.0)..).map(naive);
+            if finish(&header, &mut bytes).is_ok() {
+                let start = usize::from(places.0);
+                let place = start + usize::from(places.1);
+                let sum = u16::from_be_bytes([bytes[place], bytes[place + 1]]);
+                prop_assert_eq!(!sum % 0xffff, summed.unwrap_or(0) % 0xffff);
+            }
             if let Some(kind) = Kind::from_wire(wire.0, wire.1)
                 && let Ok(header) = rebuild(kind, &mut bytes)
                 && kind != Kind::Whole
             {
                 prop_assert!(usize::from(header.header_len) <= bytes.len());
                 prop_assert!(usize::from(header.checksum_start + header.checksum_offset) + 2 <= bytes.len());
+                let found = Headers::find(&bytes).expect("rebuilt");
+                found.finish(&mut bytes);
+                prop_assert!(found.is_finished(&bytes));
+                prop_assert!(is_right(&bytes));
             }
         }
     }
