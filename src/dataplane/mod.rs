@@ -25,6 +25,7 @@ pub mod drops;
 pub mod inbound;
 pub mod outbound;
 pub mod punt;
+pub mod segment;
 pub mod slices;
 pub mod table;
 pub mod unreachable;

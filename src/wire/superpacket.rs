@@ -34,7 +34,11 @@ const UDP: u8 = 17;
 /// Where the flags stand in a TCP header.
 pub const FLAGS: usize = 13;
 
-/// The flag of TCP that says that the sender has slowed down.
+/// The flag that ends a TCP stream.
+pub const FIN: u8 = 0x01;
+/// The flag of data that should not wait.
+pub const PSH: u8 = 0x08;
+/// The flag that says that the sender has slowed down.
 pub const CWR: u8 = 0x80;
 
 /// The smallest segment size of TCP: below it one superpacket would be thousands of packets. Linux takes no MSS below 88,
