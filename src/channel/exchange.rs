@@ -19,12 +19,12 @@ use aws_lc_rs::{
     hkdf, kem,
     kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768},
 };
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use super::{Suite, Suites};
+pub use crate::wire::exchange::{Accept, Offer};
 use crate::words::{
     id::{Incarnation, NetworkId, Serial},
     key::{TransportKey, TransportSecret},
@@ -63,38 +63,10 @@ pub struct Context {
     pub answerer: Party,
 }
 
-/// "Let us have new keys." About 1.3 KB: two parts.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Offer {
-    /// Rises within an incarnation; lower or completed ones are ignored.
-    pub number: u64,
-    /// By which index the offerer wants to be sent data.
-    pub receiver: u32,
-    /// Its X25519 share.
-    pub x25519: [u8; 32],
-    /// Its ML-KEM-768 encapsulation key.
-    pub mlkem: Vec<u8>,
-}
-
-/// "So be it." The same offer gets the byte-same answer.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Accept {
-    /// Of the offer.
-    pub number: u64,
-    /// By which index the answerer wants to be sent data.
-    pub receiver: u32,
-    /// The suite chosen from both sides' lists.
-    pub suite: Suite,
-    /// Its X25519 share.
-    pub x25519: [u8; 32],
-    /// ML-KEM-768 ciphertext.
-    pub mlkem: Vec<u8>,
-}
-
 /// Why an exchange came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
-    /// A key or ciphertext of the wrong length, or not a key at all.
+    /// A key or ciphertext of the wrong length, or not a key at all, or an index with something where the stripe goes.
     #[error("malformed channel exchange")]
     Malformed,
     /// The other side's X25519 share is of low order.
@@ -199,7 +171,7 @@ pub fn accept(
 ) -> Result<(Accept, Agreed), ExchangeError> {
     let suite =
         context.offerer.suites.choose(context.answerer.suites).ok_or(ExchangeError::Suite)?;
-    if offer.mlkem.len() != ENCAPSULATION_KEY {
+    if offer.mlkem.len() != ENCAPSULATION_KEY || !is_index(offer.receiver) {
         return Err(ExchangeError::Malformed);
     }
     let their_key =
@@ -242,7 +214,7 @@ impl Offered {
         if context.offerer.suites.choose(context.answerer.suites) != Some(accept.suite) {
             return Err(ExchangeError::Suite);
         }
-        if accept.mlkem.len() != CIPHERTEXT {
+        if accept.mlkem.len() != CIPHERTEXT || !is_index(accept.receiver) {
             return Err(ExchangeError::Malformed);
         }
         let k1 = self
@@ -258,6 +230,11 @@ impl Offered {
             prk,
         })
     }
+}
+
+/// The lower 8 bits of an index in an exchange are the stripes' place.
+fn is_index(receiver: u32) -> bool {
+    receiver & 0xff == 0
 }
 
 fn derive(
@@ -320,11 +297,11 @@ mod tests {
         answerer_sees: &Context,
         damage: impl Fn(&mut Accept),
     ) -> Result<bool, ExchangeError> {
-        let offered = offer(1, 0x10)?;
-        let (mut accept, theirs) = accept(offered.offer(), 0x20, answerer_sees)?;
+        let offered = offer(1, 0x1000)?;
+        let (mut accept, theirs) = accept(offered.offer(), 0x2000, answerer_sees)?;
         damage(&mut accept);
         let ours = offered.complete(&accept, offerer_sees)?;
-        assert_eq!((ours.send_index, ours.receive_index), (accept.receiver, 0x10));
+        assert_eq!((ours.send_index, ours.receive_index), (accept.receiver, 0x1000));
         let (a, b) = (ours.keys(0), theirs.keys(0));
         Ok(a.seal == b.open && a.open == b.seal)
     }
@@ -336,8 +313,8 @@ mod tests {
 
     #[test]
     fn directions_and_stripes_have_keys_of_their_own() {
-        let offered = offer(1, 1).expect("a library that works");
-        let (_, agreed) = accept(offered.offer(), 2, &context()).expect("a good offer");
+        let offered = offer(1, 0x100).expect("a library that works");
+        let (_, agreed) = accept(offered.offer(), 0x200, &context()).expect("a good offer");
         let keys: Vec<[u8; 32]> = (0..4)
             .flat_map(|stripe| [*agreed.keys(stripe).seal, *agreed.keys(stripe).open])
             .collect();
@@ -368,7 +345,8 @@ mod tests {
         let same = context();
         assert_eq!(agree(&same, &same, |a| a.mlkem[7] ^= 1), Ok(false), "implicit rejection");
         assert_eq!(agree(&same, &same, |a| a.x25519[7] ^= 1), Ok(false));
-        assert_eq!(agree(&same, &same, |a| a.receiver ^= 1), Ok(false));
+        assert_eq!(agree(&same, &same, |a| a.receiver ^= 0x100), Ok(false));
+        assert_eq!(agree(&same, &same, |a| a.receiver ^= 1), Err(ExchangeError::Malformed));
         assert_eq!(agree(&same, &same, |a| a.x25519 = [0; 32]), Err(ExchangeError::LowOrder));
         let short = agree(&same, &same, |a| {
             a.mlkem.pop();
@@ -386,14 +364,14 @@ mod tests {
 
     #[test]
     fn an_offer_that_is_no_key_is_refused() {
-        let good = offer(1, 1).expect("a library that works").offer().clone();
+        let good = offer(1, 0x100).expect("a library that works").offer().clone();
         let low_order = Offer { x25519: [0; 32], ..good.clone() };
-        assert_eq!(accept(&low_order, 2, &context()).err(), Some(ExchangeError::LowOrder));
+        assert_eq!(accept(&low_order, 0x200, &context()).err(), Some(ExchangeError::LowOrder));
         // FIPS 203's modulus check: coefficients of 4095 are no elements of the field.
         let mut no_key = good.clone();
         no_key.mlkem.fill(0xff);
-        assert_eq!(accept(&no_key, 2, &context()).err(), Some(ExchangeError::Malformed));
+        assert_eq!(accept(&no_key, 0x200, &context()).err(), Some(ExchangeError::Malformed));
         let short = Offer { mlkem: vec![0; 7], ..good };
-        assert_eq!(accept(&short, 2, &context()).err(), Some(ExchangeError::Malformed));
+        assert_eq!(accept(&short, 0x200, &context()).err(), Some(ExchangeError::Malformed));
     }
 }

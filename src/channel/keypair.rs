@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use super::{
-    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, Suite,
+    REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, Suite,
     exchange::{Agreed, Keys},
     replay::{ReplayError, Window},
 };
@@ -76,6 +76,11 @@ impl Keypairs {
         self.index
     }
 
+    /// The upper 24 bits of the receiver index in messages to the peer.
+    pub fn send_index(&self) -> u32 {
+        self.stripes[0].send_index() >> 8
+    }
+
     /// The keypair of one stripe: of the sending thread's own, or of the lower 8 bits of a message's receiver index.
     pub fn stripe(&self, stripe: u8) -> Option<&Keypair> {
         self.stripes.get(usize::from(stripe))
@@ -97,9 +102,9 @@ impl Keypairs {
         self.stripes.iter().any(|keypair| keypair.is_dead(now))
     }
 
-    /// Whether it is time for new ones.
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.stripes.iter().any(|keypair| keypair.is_due(now))
+    /// Whether so many messages have been sealed that it is time for new ones, whatever their age.
+    pub fn is_worn(&self) -> bool {
+        self.stripes.iter().any(Keypair::is_worn)
     }
 }
 
@@ -212,10 +217,9 @@ impl Keypair {
         self.dead.load(Ordering::Acquire) || self.age(now) >= REJECT_AFTER_TIME
     }
 
-    /// Whether it is time for new keys.
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.age(now) >= REKEY_AFTER_TIME
-            || self.counter.load(Ordering::Relaxed) >= REKEY_AFTER_MESSAGES
+    /// Whether it has sealed so many messages that it is time for new keys.
+    pub fn is_worn(&self) -> bool {
+        self.counter.load(Ordering::Relaxed) >= REKEY_AFTER_MESSAGES
     }
 
     fn age(&self, now: Instant) -> Duration {
@@ -296,13 +300,13 @@ mod tests {
     #[test]
     fn a_key_ends_with_time_use_or_revocation() {
         let (a, _, now) = pair(Suite::Aes256Gcm);
-        assert!(!a.is_due(now + Duration::from_secs(119)));
-        assert!(a.is_due(now + Duration::from_secs(120)));
         assert_eq!(a.reserve(1, now + Duration::from_secs(179)), Ok(0));
         assert_eq!(a.reserve(1, now + Duration::from_secs(180)), Err(KeyError::Dead));
         let (a, _, now) = pair(Suite::Aes256Gcm);
-        assert_eq!(a.reserve(1 << 28, now), Ok(0));
-        assert!(a.is_due(now));
+        assert_eq!(a.reserve((1 << 28) - 1, now), Ok(0));
+        assert!(!a.is_worn());
+        assert_eq!(a.reserve(1, now), Ok((1 << 28) - 1));
+        assert!(a.is_worn());
         assert_eq!(a.reserve((1 << 32) - (1 << 28), now), Ok(1 << 28), "up to the very end");
         assert_eq!(a.reserve(1, now), Err(KeyError::Dead));
         let (a, _, now) = pair(Suite::Aes256Gcm);

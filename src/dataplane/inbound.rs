@@ -80,7 +80,8 @@ pub fn decide(
         message @ (Message::Initiation { .. }
         | Message::Response { .. }
         | Message::CookieReply { .. }
-        | Message::Data { .. }) => {
+        | Message::Data { .. }
+        | Message::Channel { .. }) => {
             let class = admit(table, mac1, message, datagram)?;
             return Ok(Verdict::Punt {
                 class,
@@ -142,6 +143,10 @@ fn admit(
             // boringtun's window arithmetic must never see these; an honest sender rekeys 2^60 messages earlier.
             if counter >= 1 << 63 { Err(DropReason::Counter) } else { Ok(Class::Tunnel) }
         }
+        Message::Channel { receiver, .. } => match table.opener(receiver) {
+            Some(_) => Ok(Class::Tunnel),
+            None => Err(DropReason::UnknownTunnel),
+        },
         Message::Relay { .. } => Err(DropReason::RelayNested),
     }
 }

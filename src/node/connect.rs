@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Node,
-    contact::{Ask, Contact, Repeat},
+    contact::{Ask, Contact},
     output::{Directive, Event, Output},
 };
 use crate::{
@@ -15,7 +15,12 @@ use crate::{
     path::route::Route,
     tunnel::{Sink, Tunnel},
     wire::record::Record,
-    words::{endpoint::Endpoint, id::Name, key::TransportKey, time::Now},
+    words::{
+        endpoint::Endpoint,
+        id::Name,
+        key::TransportKey,
+        time::{Now, Repeat},
+    },
 };
 
 /// How often masters are probed when nothing else is said: below the 30 s after which common NATs forget UDP.
@@ -326,6 +331,7 @@ impl Node {
 
     /// Ends a contact and everything that hangs on it.
     pub(super) fn put_away(&mut self, key: &TransportKey, now: Now) {
+        self.end_keys(key, now);
         let Some(contact) = self.contacts.remove(key) else { return };
         self.indexes.remove(&contact.tunnel.index());
         self.direct(Directive::RemoveTunnel { index: contact.tunnel.index() });
@@ -333,7 +339,7 @@ impl Node {
         self.close_relayed(key, now);
         self.forget_relay(key, now);
         self.end_pairs_of(key, now);
-        for info in self.members.by_key.values().filter(|info| info.next_hop == *key) {
+        for info in self.members.carried_by(key) {
             let directive = Directive::SetRoute { slot: info.slot, route: None };
             self.outputs.push_back(Output::Directive(directive));
         }

@@ -7,48 +7,30 @@ use std::{
 };
 
 use crate::{
+    channel::state::Channel,
     path::{paths::Paths, route::Route},
     tunnel::{REKEY_TIMEOUT, Tunnel},
-    wire::{parts::Assembler, record::Knowledge, relay::RelayIndex},
+    wire::{
+        exchange::{Features, Suites},
+        parts::Assembler,
+        record::Knowledge,
+        relay::RelayIndex,
+    },
     words::{
         id::{Incarnation, Serial},
         key::TransportKey,
+        time::Repeat,
     },
 };
 
-/// Packets held for one peer until its tunnel is open; the oldest is dropped first.
-pub(super) const MAX_STAGED: usize = 128;
+/// Packets held for one peer until they can be sealed, and their bytes: the oldest are dropped first.
+const MAX_STAGED: (usize, usize) = (128, 512 << 10);
 
 /// Places that are called back in five seconds.
 const MAX_CALLED_BACK: usize = 4;
 
 /// First pause between repeated records; doubles.
 pub(super) const REPEAT_FIRST: Duration = Duration::from_millis(250);
-
-/// Something repeated with growing pauses until it is answered.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Repeat {
-    pub(super) next: Instant,
-    pause: Duration,
-    slowest: Duration,
-}
-
-impl Repeat {
-    /// Due at once, then after `first`, twice that, ... at most `slowest`.
-    pub(super) fn new(first: Duration, slowest: Duration, now: Instant) -> Self {
-        Self { next: now, pause: first, slowest }
-    }
-
-    /// Whether it is due; if so the next time is set.
-    pub(super) fn is_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next;
-        if due {
-            self.next = now + self.pause;
-            self.pause = (self.pause * 2).min(self.slowest);
-        }
-        due
-    }
-}
 
 /// How far two nodes have come in trusting each other inside a tunnel.
 #[derive(Debug, Default)]
@@ -59,6 +41,9 @@ pub(super) struct Trust {
     pub(super) ours: bool,
     /// Which start of the peer this is about.
     pub(super) incarnation: Option<Incarnation>,
+    /// What this start of the peer can do, by its first introduction.
+    pub(super) suites: Suites,
+    pub(super) features: Features,
 }
 
 /// Asking one relay for a way to this contact.
@@ -87,7 +72,10 @@ pub(super) struct Contact {
     pub(super) is_wireguard: bool,
     /// Our introduction, until theirs says that it was accepted.
     pub(super) introduction: Option<Repeat>,
+    /// The data channel, where both sides have it: then IP packets go no other way.
+    pub(super) channel: Option<Box<Channel>>,
     pub(super) staged: VecDeque<Vec<u8>>,
+    staged_bytes: usize,
     /// The newest initiation of ours that has not been answered: sent again over ways found meanwhile.
     pub(super) initiation: Option<Vec<u8>>,
     /// Asked again while nothing answers.
@@ -129,7 +117,9 @@ impl Contact {
             guest: None,
             is_wireguard: false,
             introduction: None,
+            channel: None,
             staged: VecDeque::new(),
+            staged_bytes: 0,
             initiation: None,
             connecting: None,
             asks: BTreeMap::new(),
@@ -156,19 +146,44 @@ impl Contact {
         self.trust.theirs.is_some() && self.trust.ours
     }
 
-    /// Open, with keys and a way to send.
+    /// Open, with keys and a way to send: control records go out at once.
     pub(super) fn is_ready(&self) -> bool {
         self.is_open() && self.tunnel.is_established() && self.paths.primary().is_some()
     }
 
-    /// Keeps a packet until the tunnel is ready; says whether an older one was dropped for it.
-    pub(super) fn stage(&mut self, packet: &[u8]) -> bool {
-        let full = self.staged.len() == MAX_STAGED;
-        if full {
-            self.staged.pop_front();
+    /// Packets go out at once: through the channel where both have it, else through the tunnel.
+    pub(super) fn carries(&self, now: Instant) -> bool {
+        match &self.channel {
+            Some(channel) => {
+                self.is_open() && self.paths.primary().is_some() && channel.sealing(now).is_some()
+            }
+            None => self.is_ready(),
         }
+    }
+
+    /// Keeps a packet until it can be sealed; says how many older ones were dropped for it.
+    pub(super) fn stage(&mut self, packet: &[u8]) -> u64 {
+        self.staged_bytes += packet.len();
         self.staged.push_back(packet.to_vec());
-        full
+        let mut dropped = 0;
+        while self.staged.len() > MAX_STAGED.0 || self.staged_bytes > MAX_STAGED.1 {
+            self.unstage();
+            dropped += 1;
+        }
+        dropped
+    }
+
+    /// The oldest packet that waits.
+    pub(super) fn unstage(&mut self) -> Option<Vec<u8>> {
+        let packet = self.staged.pop_front()?;
+        self.staged_bytes -= packet.len();
+        Some(packet)
+    }
+
+    /// Nothing waits any more.
+    pub(super) fn clear_staged(&mut self) {
+        self.staged.clear();
+        self.staged_bytes = 0;
     }
 
     /// Whether an initiation may go back to where a refused one came from: once in five seconds to one place, and to few.
@@ -186,6 +201,7 @@ impl Contact {
     /// The peer has started anew and forgotten everything.
     pub(super) fn reset_trust(&mut self, incarnation: Incarnation) {
         self.trust = Trust { incarnation: Some(incarnation), ..Trust::default() };
+        self.channel = None;
         self.knowledge = Knowledge::default();
         self.told = None;
         self.asks.clear();
@@ -194,10 +210,12 @@ impl Contact {
     /// The earliest of its own deadlines; those of paths only while probes can be sent.
     pub(super) fn next_timeout(&self, can_probe: bool) -> Option<Instant> {
         let repeats = [self.introduction, self.telling, self.reading, self.connecting];
+        let can_send = self.is_ready();
         repeats
             .iter()
             .flatten()
             .map(|repeat| repeat.next)
+            .chain(self.channel.as_ref().and_then(|channel| channel.next_timeout(can_send)))
             .chain(self.asks.values().map(|ask| ask.repeat.next))
             .chain(self.tunnel.next_timeout())
             .chain(self.paths.next_timeout().filter(|_| can_probe))

@@ -118,6 +118,17 @@ impl Node {
             }
             return;
         }
+        if contact.channel.is_some() {
+            // Both have the channel: nobody gets a packet in under weaker keys.
+            self.counters.beside_channel += 1;
+            return;
+        }
+        self.deliver(key, packet, now);
+    }
+
+    /// An IP packet of a peer has been opened: to where it belongs.
+    pub(super) fn deliver(&mut self, key: &TransportKey, packet: &[u8], now: Now) {
+        let Some(contact) = self.contacts.get_mut(key) else { return };
         if !contact.is_open() {
             self.counters.before_acceptance += 1;
             return;
@@ -165,16 +176,23 @@ impl Node {
         self.ensure_contact(&key, now);
         let Some(contact) = self.contacts.get_mut(&key) else { return };
         contact.last_used = now.instant;
-        if !contact.is_ready() {
-            if contact.stage(packet) {
-                self.counters.staged_out += 1;
-            }
+        if contact.is_ready() {
+            // Also while keys are waited for: what stands in their way may be a dead route.
+            contact.paths.handle_sent(now.instant);
+        }
+        if !contact.carries(now.instant) {
+            self.counters.staged_out += contact.stage(packet);
             self.connect(&key, now);
+            self.work_channel(&key, now);
+            return;
+        }
+        if contact.channel.is_some() {
+            self.seal_in_channel(&key, packet, now);
+            self.work_channel(&key, now);
             return;
         }
         let mut sink = Sink::default();
         contact.sent += packet.len() as u64;
-        contact.paths.handle_sent(now.instant);
         contact.tunnel.seal(packet, now, &mut sink);
         self.drain_sink(&key, sink, None, now);
     }
@@ -203,16 +221,23 @@ impl Node {
     pub(super) fn flush_staged(&mut self, key: &TransportKey, now: Now) {
         self.send_echoes(key, now);
         let Some(contact) = self.contacts.get_mut(key) else { return };
-        if !contact.is_ready() || contact.staged.is_empty() {
+        if !contact.carries(now.instant) || contact.staged.is_empty() {
             return;
         }
-        let mut sink = Sink::default();
-        while let Some(packet) = contact.staged.pop_front() {
-            contact.sent += packet.len() as u64;
-            contact.tunnel.seal(&packet, now, &mut sink);
-        }
         contact.paths.handle_sent(now.instant);
+        let is_channel = contact.channel.is_some();
+        let mut sink = Sink::default();
+        let mut packets = Vec::new();
+        while let Some(packet) = contact.unstage() {
+            if is_channel {
+                packets.push(packet);
+            } else {
+                contact.sent += packet.len() as u64;
+                contact.tunnel.seal(&packet, now, &mut sink);
+            }
+        }
         self.drain_sink(key, sink, None, now);
+        packets.iter().for_each(|packet| self.seal_in_channel(key, packet, now));
     }
 
     /// Seals a control record and sends it: over `via` if given, else over the peer's route.
@@ -229,7 +254,15 @@ impl Node {
             return;
         }
         let mut sink = Sink::default();
-        for packet in parts::split(record, self.record_id) {
+        // Of a repeated offer or answer, parts of one time complete those of another.
+        let id = if let Record::Offer(offer) = record {
+            number_of(&offer.x25519)
+        } else if let Record::Accept(accept) = record {
+            number_of(&accept.x25519)
+        } else {
+            self.record_id
+        };
+        for packet in parts::split(record, id) {
             contact.tunnel.seal(&packet, now, &mut sink);
         }
         self.drain_sink(key, sink, via, now);
@@ -287,7 +320,7 @@ impl Node {
         let new_hop = contact.hop;
         contact.is_hop_new |= old_hop != new_hop;
         let was_open = contact.was_open;
-        for info in self.members.by_key.values().filter(|info| info.next_hop == *key) {
+        for info in self.members.carried_by(key) {
             let directive = Directive::SetRoute { slot: info.slot, route: new };
             self.outputs.push_back(Output::Directive(directive));
         }
@@ -329,4 +362,10 @@ impl Node {
             self.forget_relayed(index, now);
         }
     }
+}
+
+/// A number that stands for a share, which is drawn anew for every exchange.
+fn number_of(share: &[u8; 32]) -> u32 {
+    let [a, b, c, d, ..] = *share;
+    u32::from_le_bytes([a, b, c, d])
 }

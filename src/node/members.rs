@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Node,
-    output::{Directive, Event, Neighbour, Output, PeerSlot},
+    output::{Carrier, Directive, Event, Neighbour, Output, PeerSlot},
 };
 use crate::{
     path::route::Route,
@@ -30,6 +30,8 @@ pub(super) struct MemberInfo {
     pub(super) addresses: [IpAddr; 2],
     /// The key of the tunnel that leads to it: its own, or its gateway's.
     pub(super) next_hop: TransportKey,
+    /// The same as the data plane was told.
+    carrier: Carrier,
 }
 
 /// All good members but ourselves, by tunnel key and by address.
@@ -37,6 +39,9 @@ pub(super) struct MemberInfo {
 pub(super) struct Members {
     pub(super) by_key: BTreeMap<TransportKey, MemberInfo>,
     pub(super) by_address: BTreeMap<IpAddr, TransportKey>,
+    by_slot: BTreeMap<PeerSlot, TransportKey>,
+    /// Those that another node's tunnel leads to.
+    behind: BTreeSet<TransportKey>,
     free_slots: BTreeSet<u32>,
     next_slot: u32,
     neighbours: Vec<Neighbour>,
@@ -53,6 +58,23 @@ impl Members {
     /// The member that owns an overlay address.
     pub(super) fn owner_of(&self, address: &IpAddr) -> Option<&MemberInfo> {
         self.by_key.get(self.by_address.get(address)?)
+    }
+
+    /// The member in this place.
+    pub(super) fn key_of(&self, slot: PeerSlot) -> Option<TransportKey> {
+        self.by_slot.get(&slot).copied()
+    }
+
+    /// The key of the tunnel that leads to the member in this place.
+    pub(super) fn next_hop_of(&self, slot: PeerSlot) -> Option<TransportKey> {
+        self.by_key.get(self.by_slot.get(&slot)?).map(|info| info.next_hop)
+    }
+
+    /// Everybody whose packets go through the tunnel with `key`: its holder, and who is behind it.
+    pub(super) fn carried_by(&self, key: &TransportKey) -> impl Iterator<Item = &MemberInfo> {
+        let behind = self.behind.iter().filter_map(|member| self.by_key.get(member));
+        let own = self.by_key.get(key).filter(|info| info.next_hop == *key);
+        own.into_iter().chain(behind.filter(move |info| info.next_hop == *key))
     }
 }
 
@@ -103,7 +125,10 @@ impl Node {
         if !self.has_ended {
             match why {
                 // A farewell would end the tunnels of the machine that has the key now.
-                Refusal::InUseElsewhere => self.has_ended = true,
+                Refusal::InUseElsewhere => {
+                    self.has_ended = true;
+                    self.end_all_keys(now);
+                }
                 Refusal::OtherNetwork
                 | Refusal::NotYet
                 | Refusal::Expired
@@ -119,6 +144,7 @@ impl Node {
         let gateway = self.gateway();
         let mut wanted: BTreeMap<TransportKey, (Serial, Name, [IpAddr; 2], TransportKey)> =
             BTreeMap::new();
+        let mut plain = BTreeSet::new();
         let mut neighbours = Vec::new();
         for member in self.roster.members(now.wall) {
             let certificate: &Certificate = member.certificate();
@@ -133,6 +159,9 @@ impl Node {
             });
             if is_self {
                 continue;
+            }
+            if certificate.roles.is_wireguard() {
+                plain.insert(certificate.transport);
             }
             let through = if certificate.roles.is_wireguard() && !self.is_gateway() {
                 gateway.unwrap_or(certificate.transport)
@@ -150,39 +179,85 @@ impl Node {
             .filter(|(key, info)| wanted.get(*key).is_none_or(|(_, _, a, _)| *a != info.addresses))
             .map(|(key, _)| *key)
             .collect();
-        for key in gone {
-            let Some(info) = self.members.by_key.remove(&key) else { continue };
-            info.addresses.iter().for_each(|address| {
-                self.members.by_address.remove(address);
-            });
-            self.members.free_slots.insert(info.slot.0);
-            self.last_seen.remove(&key);
-            self.refusals.remove(&key);
-            self.direct(Directive::RemovePeer { slot: info.slot });
-        }
+        gone.iter().for_each(|key| self.remove_member(key));
+        let mut moved = Vec::new();
         for (key, (serial, name, addresses, next_hop)) in wanted {
             if let Some(known) = self.members.by_key.get_mut(&key) {
                 known.serial = serial;
                 known.name = name;
-                known.next_hop = next_hop;
+                if known.next_hop != next_hop {
+                    known.next_hop = next_hop;
+                    moved.push(key);
+                }
                 continue;
             }
             let slot = self.members.take_slot();
-            let info = MemberInfo { serial, name, slot, addresses, next_hop };
+            let carrier = Carrier::Own;
+            let info = MemberInfo { serial, name, slot, addresses, next_hop, carrier };
             self.members.by_key.insert(key, info);
+            self.members.by_slot.insert(slot, key);
             addresses.iter().for_each(|address| {
                 self.members.by_address.insert(*address, key);
             });
             self.direct(Directive::InstallPeer { slot, addresses });
-            let route = self.contacts.get(&key).and_then(|contact| contact.paths.primary());
-            if route.is_some() {
-                self.direct(Directive::SetRoute { slot, route });
-            }
+            self.reinstall_keypairs(&key, slot);
+            moved.push(key);
+        }
+        // Only now, when everybody has a place.
+        self.rebuild_carriers(&plain);
+        for key in moved {
+            self.publish_ways(&key, now);
         }
         if neighbours != self.members.neighbours {
             self.members.neighbours = neighbours;
             self.outputs.push_back(Output::Event(Event::NeighboursChanged));
         }
+    }
+
+    fn remove_member(&mut self, key: &TransportKey) {
+        let Some(info) = self.members.by_key.remove(key) else { return };
+        info.addresses.iter().for_each(|address| {
+            self.members.by_address.remove(address);
+        });
+        self.members.by_slot.remove(&info.slot);
+        self.members.behind.remove(key);
+        self.members.free_slots.insert(info.slot.0);
+        self.last_seen.remove(key);
+        self.refusals.remove(key);
+        self.direct(Directive::RemovePeer { slot: info.slot });
+    }
+
+    /// Says whose tunnel carries the packets of plain WireGuard members, where that has changed.
+    fn rebuild_carriers(&mut self, plain: &BTreeSet<TransportKey>) {
+        self.members.behind.clear();
+        for key in plain {
+            let Some(info) = self.members.by_key.get(key) else { continue };
+            let carrier = if info.next_hop == *key {
+                Carrier::Us
+            } else {
+                self.members.behind.insert(*key);
+                // Without a gateway nobody carries: its own tunnel never comes to be.
+                let gateway = self.members.by_key.get(&info.next_hop);
+                gateway.map_or(Carrier::Own, |gateway| Carrier::Gateway(gateway.slot))
+            };
+            let slot = info.slot;
+            if info.carrier != carrier
+                && let Some(info) = self.members.by_key.get_mut(key)
+            {
+                info.carrier = carrier;
+                self.direct(Directive::SetCarrier { slot, carrier });
+            }
+        }
+    }
+
+    /// Tells the data plane by which way a member is reached now, and under which keys.
+    fn publish_ways(&mut self, key: &TransportKey, now: Now) {
+        let Some(info) = self.members.by_key.get(key) else { return };
+        let (slot, next_hop) = (info.slot, info.next_hop);
+        let route = self.contacts.get(&next_hop).and_then(|contact| contact.published);
+        let keypairs = self.sealing(&next_hop, now);
+        self.direct(Directive::SetRoute { slot, route });
+        self.direct(Directive::SealWith { slot, keypairs });
     }
 
     /// Ends contacts whose certificate is good no more, and says why.

@@ -22,6 +22,7 @@
 
 mod admission;
 mod cache;
+mod channels;
 mod connect;
 mod contact;
 mod draw;
@@ -44,6 +45,7 @@ use ipnet::IpNet;
 
 use self::{
     cache::Cache,
+    channels::Opener,
     connect::{CONNECT_PATIENCE, MasterEndpoint},
     contact::Contact,
     draw::Draw,
@@ -58,6 +60,7 @@ use crate::{
     roster::{Roster, Taken, addresses},
     tunnel::gate::Gate,
     wire::{
+        exchange::{MAX_STRIPES, Suites},
         ip::IpView,
         message::Message,
         record::{Entry, Record, Refusal},
@@ -73,6 +76,8 @@ use crate::{
     },
 };
 
+pub use self::channels::Traffic;
+
 /// A tunnel that carries no packets for this long is put away: as long as WireGuard's keys live.
 pub const PUT_AWAY: Duration = Duration::from_secs(180);
 
@@ -84,6 +89,9 @@ pub const MAX_GUESTS: (usize, usize, u32) = (256, 4, 64);
 
 /// A wall clock that strays from the monotonic one by more than this has been set.
 const CLOCK_JUMP: Duration = Duration::from_secs(2);
+
+/// By more than this: perhaps the machine is the restored copy of another, which goes on sealing with the same keys.
+const CLOCK_LEAP: Duration = Duration::from_secs(60);
 
 /// How often the roster is purged, the announcements that were held back are released, and allocations expire.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
@@ -120,6 +128,10 @@ pub struct Settings {
     pub endpoints: Vec<SocketAddr>,
     /// What [`Node::cache`] gave before the last stop.
     pub cache: Option<Vec<u8>>,
+    /// Channel suites to use: this machine's, or the one that the configuration forces. None: no data channel.
+    pub suites: Suites,
+    /// Threads that seal messages of the channel: the workers, and control behind them.
+    pub stripes: u8,
 }
 
 /// An address of this machine, as `handle_interfaces` is told.
@@ -173,6 +185,9 @@ pub struct Node {
     gate: Gate,
     contacts: BTreeMap<TransportKey, Contact>,
     indexes: BTreeMap<u32, TransportKey>,
+    openers: BTreeMap<u32, Opener>,
+    suites: Suites,
+    stripes: u8,
     guests_this_second: (Option<Instant>, u32),
     master_endpoints: Vec<MasterEndpoint>,
     /// Members and masters that will not have us: why, and when they last said so.
@@ -222,6 +237,9 @@ impl Node {
             members: Members::default(),
             contacts: BTreeMap::new(),
             indexes: BTreeMap::new(),
+            openers: BTreeMap::new(),
+            suites: settings.suites,
+            stripes: settings.stripes.clamp(1, MAX_STRIPES),
             guests_this_second: (None, 0),
             master_endpoints: Vec::new(),
             refusals: BTreeMap::new(),
@@ -319,6 +337,10 @@ impl Node {
                     return;
                 }
                 self.indexes.get(&(receiver >> 8)).copied()
+            }
+            Message::Channel { receiver, .. } => {
+                self.handle_message(receiver, origin, behind, datagram, now);
+                return;
             }
             Message::Relay { .. } => None,
         };
@@ -430,6 +452,7 @@ impl Node {
         for key in open {
             self.send(&key, &Record::Leaving, None, now);
         }
+        self.end_all_keys(now);
     }
 
     /// Sending over this route failed in a way that shows it down (EPERM of a firewall, no route).

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use super::{
     Node,
-    contact::{REPEAT_FIRST, Repeat},
+    contact::REPEAT_FIRST,
     output::{Event, Output},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         key::TransportKey,
         revocation::Revocation,
         signed::{Signed, SignedError},
-        time::Now,
+        time::{Now, Repeat},
     },
 };
 
@@ -75,14 +75,19 @@ impl Node {
                 self.tell(key, now);
             }
             Record::Known(knowledge) => self.handle_known(key, knowledge, now),
-            Record::Probe { id } => {
+            Record::Probe { id, keys } => {
                 let seen = match (origin.relay, origin.endpoint()) {
                     (None, Some(endpoint)) => Some(endpoint),
                     (Some(_), _) | (None, None) => None,
                 };
-                self.send(key, &Record::ProbeReply { id, seen }, Some(origin), now);
+                let unknown = if self.opens(key, keys, now) { 0 } else { keys };
+                let reply = Record::ProbeReply { id, seen, unknown };
+                self.send(key, &reply, Some(origin), now);
             }
-            Record::ProbeReply { id, seen } => self.handle_probe_reply(key, id, seen, now),
+            Record::ProbeReply { id, seen, unknown } => {
+                self.handle_unknown(key, unknown, now);
+                self.handle_probe_reply(key, id, seen, now);
+            }
             Record::Echo { id } => {
                 let primary = self.contacts.get(key).and_then(|contact| contact.paths.primary());
                 let direct = primary.is_some_and(|route| route.is_direct());
@@ -107,6 +112,8 @@ impl Node {
                 self.handle_relay_deny(key, peer);
             }
             Record::RelayClose { index } => self.handle_relay_close(key, index, now),
+            Record::Offer(offer) => self.handle_offer(key, &offer, now),
+            Record::Accept(accept) => self.handle_accept(key, &accept, now),
         }
     }
 
@@ -133,8 +140,8 @@ impl Node {
             accepted_incarnation: contact.trust.incarnation.unwrap_or_default(),
             wants_answer: !contact.trust.ours,
             knowledge: self.roster.knowledge(),
-            suites: 0,
-            features: 0,
+            suites: self.suites,
+            features: self.features(),
             time: now.wall,
         };
         self.send(key, &Record::Introduction(Box::new(introduction)), None, now);
@@ -163,6 +170,10 @@ impl Node {
         let Some(contact) = self.contacts.get_mut(key) else { return };
         let is_new_start = contact.trust.incarnation != Some(introduction.incarnation);
         if is_new_start {
+            self.end_keys(key, now);
+        }
+        let Some(contact) = self.contacts.get_mut(key) else { return };
+        if is_new_start {
             contact.reset_trust(introduction.incarnation);
             // Perhaps on another machine: what was known of ways is void, but for the one it has just come by.
             contact.paths.restart(origin, now.instant);
@@ -172,6 +183,8 @@ impl Node {
         contact.trust.theirs = Some(serial);
         contact.trust.ours |= introduction.accepted && introduction.accepted_incarnation == ours;
         contact.knowledge = introduction.knowledge;
+        self.begin_channel(key, introduction);
+        let Some(contact) = self.contacts.get_mut(key) else { return };
         // What goes with our introduction is what we have told.
         contact.told = Some(knowledge);
         let ahead = (introduction.time.0 as i64).saturating_sub(now.wall.0 as i64) / 1000;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    CLOCK_JUMP, GUEST_PATIENCE, HOUSEKEEPING, NOTHING_DUE, Node, PUT_AWAY,
+    CLOCK_JUMP, CLOCK_LEAP, GUEST_PATIENCE, HOUSEKEEPING, NOTHING_DUE, Node, PUT_AWAY,
     connect::CONNECT_PATIENCE, spread,
 };
 use crate::{
@@ -24,9 +24,11 @@ impl Node {
                 }
             }
         }
-        if self.has_jumped(now)
-            || self.next_review.is_some_and(|t| self.roster.clock(now.wall) >= t)
-        {
+        let jump = self.clock_jump(now);
+        if jump > CLOCK_LEAP {
+            self.end_all_keys(now);
+        }
+        if jump > CLOCK_JUMP || self.next_review.is_some_and(|t| self.roster.clock(now.wall) >= t) {
             self.review(now);
         }
         if self.has_ended {
@@ -51,11 +53,12 @@ impl Node {
         self.announce_if_due(now);
     }
 
-    pub(super) fn has_jumped(&mut self, now: Now) -> bool {
-        let Some(last) = self.clocks.replace(now) else { return false };
+    /// How far the two clocks have moved apart since the last look.
+    fn clock_jump(&mut self, now: Now) -> Duration {
+        let Some(last) = self.clocks.replace(now) else { return Duration::ZERO };
         let passed = now.instant.duration_since(last.instant);
         let expected = last.wall.plus(passed);
-        expected.since(now.wall).max(now.wall.since(expected)) > CLOCK_JUMP
+        expected.since(now.wall).max(now.wall.since(expected))
     }
 
     pub(super) fn work_contact(&mut self, key: &TransportKey, now: Now) {
@@ -83,6 +86,7 @@ impl Node {
         if wants || contact.connecting.is_some() {
             self.connect(key, now);
         }
+        self.work_channel(key, now);
         self.flush_staged(key, now);
         self.put_away_if_done(key, now);
     }
@@ -99,7 +103,8 @@ impl Node {
             else {
                 return;
             };
-            self.send(key, &Record::Probe { id }, Some(route), now);
+            let keys = self.sealing(key, now).map_or(0, |keypairs| keypairs.send_index());
+            self.send(key, &Record::Probe { id, keys }, Some(route), now);
         }
     }
 
@@ -118,7 +123,7 @@ impl Node {
         let relays_for_us = self.relayed.values().any(|relayed| relayed.relay == *key);
         if is_master || is_heard || (relays_for_us && contact.is_ready()) {
             if contact.connecting.is_some() && spread::is_silent(contact, now, CONNECT_PATIENCE) {
-                contact.staged.clear();
+                contact.clear_staged();
             }
             return;
         }

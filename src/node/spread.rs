@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     Node,
-    contact::{Contact, Repeat},
+    contact::Contact,
     output::{Event, Output},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
         id::{Incarnation, Serial},
         key::TransportKey,
         signed::Signed,
-        time::{Now, Timestamp},
+        time::{Now, Repeat, Timestamp},
     },
 };
 
@@ -223,6 +223,7 @@ impl Node {
             if is_later && (leaving || (is_young && is_ahead)) {
                 // It has left, or is from a time that our clock has yet to reach: a start before ours, by a clock that was ahead.
                 self.incarnation = Incarnation(incarnation.0.saturating_add(1));
+                self.end_all_keys(now);
                 self.announcer.sequence = self.announcer.sequence.max(sequence);
                 self.announcer.is_dirty = true;
                 let repeat = self.introduction_repeat(now.instant);

@@ -173,6 +173,8 @@ pub(super) struct Counters {
     pub(super) no_member: u64,
     pub(super) reserved: u64,
     pub(super) before_acceptance: u64,
+    pub(super) beside_channel: u64,
+    pub(super) exchanges: u64,
 }
 
 impl Counters {
@@ -190,6 +192,8 @@ impl Counters {
             ("no such node", self.no_member),
             ("reserved packet", self.reserved),
             ("packet before acceptance", self.before_acceptance),
+            ("packet beside the channel", self.beside_channel),
+            ("channel exchange refused", self.exchanges),
         ]
         .into_iter()
         .filter(|(_, count)| *count > 0)

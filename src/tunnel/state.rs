@@ -127,7 +127,7 @@ impl Tunnel {
             return Err(TunnelError::NoSession);
         }
         match message {
-            Message::Relay { .. } => return Err(TunnelError::Malformed),
+            Message::Channel { .. } | Message::Relay { .. } => return Err(TunnelError::Malformed),
             Message::Data { counter: COUNTER_END.., .. } => return Err(TunnelError::Replayed),
             Message::Initiation { .. } if self.has_answered(datagram) => {
                 let again = self.answer_again(now).ok_or(TunnelError::Duplicate)?;
@@ -149,6 +149,7 @@ impl Tunnel {
             Message::Initiation { .. }
             | Message::Response { .. }
             | Message::CookieReply { .. }
+            | Message::Channel { .. }
             | Message::Relay { .. } => self.tick(now, out),
         }
         let mut buffer = vec![0; datagram.len().max(INITIATION_LEN)];
@@ -199,6 +200,7 @@ impl Tunnel {
                 | Message::Response { .. }
                 | Message::CookieReply { .. }
                 | Message::Data { .. }
+                | Message::Channel { .. }
                 | Message::Relay { .. },
                 Ok(_),
             ) => Err(TunnelError::Internal),

@@ -1,11 +1,13 @@
-//! The headers of the messages that travel as datagrams: WireGuard's four, and the relay prefix around one of them.
+//! The headers of the messages that travel as datagrams: WireGuard's four, the channel's, and the relay prefix around one of
+//! them.
 //!
 //! ```text
 //! initiation    1 0 0 0 | sender u32 | ephemeral 32 | static 48 | timestamp 28 | mac1 16 | mac2 16              148 bytes
 //! response      2 0 0 0 | sender u32 | receiver u32 | ephemeral 32 | empty 16  | mac1 16 | mac2 16               92 bytes
 //! cookie reply  3 0 0 0 | receiver u32 | nonce 24 | cookie 32                                                    64 bytes
 //! data          4 0 0 0 | receiver u32 | counter u64 | sealed packet, tag 16                                  >= 32 bytes
-//! relay      0x20 0 0 0 | index u32 | one of the above (or a channel message), never another relay             > 8 bytes
+//! channel    0x10 0 0 0 | receiver u32 | counter u64 | sealed text, tag 16                                   >= 32 bytes
+//! relay      0x20 0 0 0 | index u32 | one of the above, never another relay             > 8 bytes
 //! ```
 //!
 //! Integers are little endian (WireGuard §5.4). Nothing here is authenticated but what [`Mac1Key`] checks.
@@ -16,7 +18,10 @@ use blake2::{
 };
 
 use crate::{
-    wire::relay::{self, RelayIndex},
+    wire::{
+        channel,
+        relay::{self, RelayIndex},
+    },
     words::key::TransportKey,
 };
 
@@ -39,6 +44,8 @@ pub const TYPE_RESPONSE: u8 = 2;
 pub const TYPE_COOKIE_REPLY: u8 = 3;
 /// First byte of transport data.
 pub const TYPE_DATA: u8 = 4;
+/// First byte of a message of the data channel.
+pub const TYPE_CHANNEL: u8 = channel::TYPE;
 /// First byte of the relay prefix; far from WireGuard's types, so that neither is ever taken for the other.
 pub const TYPE_RELAY: u8 = relay::TYPE;
 
@@ -90,6 +97,13 @@ pub enum Message<'a> {
         /// Whether an empty packet is sealed in it.
         keepalive: bool,
     },
+    /// A message of the data channel.
+    Channel {
+        /// Index of the keys, and their stripe.
+        receiver: u32,
+        /// The counter, from which the nonce is made.
+        counter: u64,
+    },
     /// A datagram that is, or was, forwarded by a relay.
     Relay {
         /// The index that the relay gave to its sender (on the way to the relay) or knows its receiver by.
@@ -140,6 +154,13 @@ impl<'a> Message<'a> {
                     keepalive: datagram.len() == DATA_OVERHEAD,
                 })
             }
+            TYPE_CHANNEL => {
+                if datagram.len() < DATA_OVERHEAD {
+                    return Err(MessageError::Length);
+                }
+                let counter = u64::from(u32_at(4)?) | u64::from(u32_at(8)?) << 32;
+                Ok(Self::Channel { receiver: u32_at(0)?, counter })
+            }
             TYPE_RELAY => {
                 let (index, inner) = relay::split(datagram).ok_or(MessageError::Length)?;
                 if inner[0] == TYPE_RELAY {
@@ -147,17 +168,18 @@ impl<'a> Message<'a> {
                 }
                 Ok(Self::Relay { index, inner })
             }
-            0 | 5..TYPE_RELAY | 0x21.. => Err(MessageError::UnknownType),
+            0 | 5..TYPE_CHANNEL | 0x11..TYPE_RELAY | 0x21.. => Err(MessageError::UnknownType),
         }
     }
 
-    /// The session index by which the receiver finds its tunnel: none in an initiation, nor in a relayed datagram.
+    /// The session index by which the receiver finds its tunnel: none in an initiation, in a relayed datagram, or in a message
+    /// beside the tunnel.
     pub fn receiver(&self) -> Option<u32> {
         match *self {
             Self::Response { receiver, .. }
             | Self::CookieReply { receiver }
             | Self::Data { receiver, .. } => Some(receiver),
-            Self::Initiation { .. } | Self::Relay { .. } => None,
+            Self::Initiation { .. } | Self::Channel { .. } | Self::Relay { .. } => None,
         }
     }
 
@@ -165,7 +187,10 @@ impl<'a> Message<'a> {
     pub fn is_handshake(&self) -> bool {
         match self {
             Self::Initiation { .. } | Self::Response { .. } => true,
-            Self::CookieReply { .. } | Self::Data { .. } | Self::Relay { .. } => false,
+            Self::CookieReply { .. }
+            | Self::Data { .. }
+            | Self::Channel { .. }
+            | Self::Relay { .. } => false,
         }
     }
 }
@@ -225,9 +250,11 @@ mod tests {
                 assert_eq!(Message::parse(&message(kind, wrong)), Err(MessageError::Length));
             }
         }
-        assert_eq!(Message::parse(&message(4, 31)), Err(MessageError::Length));
-        assert!(Message::parse(&message(4, 32)).is_ok());
-        assert!(Message::parse(&message(4, 65_535)).is_ok());
+        for kind in [4, 0x10] {
+            assert_eq!(Message::parse(&message(kind, 31)), Err(MessageError::Length));
+            assert!(Message::parse(&message(kind, 32)).is_ok());
+            assert!(Message::parse(&message(kind, 65_535)).is_ok());
+        }
     }
 
     #[test]
@@ -243,6 +270,10 @@ mod tests {
         );
         assert_eq!(Message::parse(&message(3, 64)).unwrap().receiver(), Some(0x0403_0201));
         assert_eq!(Message::parse(&message(1, 148)).unwrap().receiver(), None);
+        assert_eq!(
+            Message::parse(&message(0x10, 40)),
+            Ok(Message::Channel { receiver: 0x0403_0201, counter: 0x0c0b_0a09_0807_0605 })
+        );
     }
 
     #[test]
@@ -252,7 +283,7 @@ mod tests {
             bytes[reserved] = 1;
             assert_eq!(Message::parse(&bytes), Err(MessageError::UnknownType));
         }
-        for kind in [0, 5, 0x10, 0x1f, 0x21, 0xff] {
+        for kind in [0, 5, 0xf, 0x11, 0x1f, 0x21, 0xff] {
             assert_eq!(Message::parse(&message(kind, 64)), Err(MessageError::UnknownType));
         }
         for len in 0..4 {

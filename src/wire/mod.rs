@@ -4,6 +4,7 @@
 
 pub mod channel;
 pub mod checksum;
+pub mod exchange;
 pub mod filter;
 pub mod ip;
 pub mod message;

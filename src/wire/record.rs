@@ -11,7 +11,11 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ip, relay::RelayIndex};
+use super::{
+    exchange::{Accept, Features, Offer, Suites},
+    ip,
+    relay::RelayIndex,
+};
 use crate::words::{
     id::{Incarnation, Serial},
     signed::RawSigned,
@@ -89,10 +93,10 @@ pub struct Introduction {
     pub wants_answer: bool,
     /// What the sender knows.
     pub knowledge: Knowledge,
-    /// Channel suites it can use, as bits.
-    pub suites: u8,
-    /// What it can do, as bits.
-    pub features: u32,
+    /// Channel suites it can use.
+    pub suites: Suites,
+    /// What it can do.
+    pub features: Features,
     /// Its wall clock, so that `status` can show skew.
     pub time: Timestamp,
 }
@@ -177,6 +181,8 @@ pub enum Record {
     Probe {
         /// Drawn at random.
         id: u64,
+        /// The index under which the prober sends on the channel now; 0: it has no keys.
+        keys: u32,
     },
     /// It is.
     ProbeReply {
@@ -184,6 +190,8 @@ pub enum Record {
         id: u64,
         /// Where the probe seemed to come from (`None` through a relay or a link).
         seen: Option<SocketAddr>,
+        /// The index that the probe named, where it means nothing to the sender (any more); else 0.
+        unknown: u32,
     },
     /// `clusternet ping`: answered over the route that packets take.
     Echo {
@@ -233,6 +241,10 @@ pub enum Record {
         /// Which.
         index: RelayIndex,
     },
+    /// New keys for the channel, repeated until answered.
+    Offer(Box<Offer>),
+    /// The answer to `Offer`.
+    Accept(Box<Accept>),
 }
 
 /// Why bytes are not a control record.
@@ -291,6 +303,8 @@ impl Record {
             Self::RelayGrant { .. } => "relay grant",
             Self::RelayDeny { .. } => "relay deny",
             Self::RelayClose { .. } => "relay close",
+            Self::Offer(_) => "offer",
+            Self::Accept(_) => "accept",
         }
     }
 }

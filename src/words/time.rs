@@ -66,6 +66,32 @@ pub struct Now {
     pub wall: Timestamp,
 }
 
+/// Something repeated with growing pauses until it is answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Repeat {
+    /// When it is due next.
+    pub next: Instant,
+    pause: Duration,
+    slowest: Duration,
+}
+
+impl Repeat {
+    /// Due at once, then after `first`, twice that, ... at most `slowest`.
+    pub fn new(first: Duration, slowest: Duration, now: Instant) -> Self {
+        Self { next: now, pause: first, slowest }
+    }
+
+    /// Whether it is due; if so the next time is set.
+    pub fn is_due(&mut self, now: Instant) -> bool {
+        let due = now >= self.next;
+        if due {
+            self.next = now + self.pause;
+            self.pause = (self.pause * 2).min(self.slowest);
+        }
+        due
+    }
+}
+
 /// `--valid` could not be understood.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValidityError {

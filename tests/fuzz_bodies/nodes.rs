@@ -8,6 +8,7 @@ use clusternet::{
     path::route::Route,
     tunnel::{Sink, Tunnel},
     wire::{
+        exchange::{Features, Suites},
         parts::{self, Assembler},
         record::{self, Introduction, Knowledge, MAX_PAYLOAD, Record},
     },
@@ -126,6 +127,8 @@ impl Attack {
             seed: [8; 32],
             endpoints: Vec::new(),
             cache,
+            suites: Suites::of(true),
+            stripes: 2,
         };
         let mut node = Node::new(settings, now());
         let address = "192.0.2.4".parse().expect("an address");
@@ -163,8 +166,9 @@ impl Attack {
             accepted_incarnation,
             wants_answer: !accepted,
             knowledge: Knowledge::default(),
-            suites: 0,
-            features: 0,
+            // Packets in the tunnel are what is tried here.
+            suites: Suites::default(),
+            features: Features::default(),
             time: now().wall,
         }))
     }

@@ -7,6 +7,7 @@ use clusternet::{
     node::output::{Directive, PeerSlot},
     path::route::{Egress, Route, SocketId},
     wire::{
+        exchange::{Features, Suites},
         filter,
         ip::IpView,
         message::{Mac1Key, Message},
@@ -199,8 +200,8 @@ fn all_records() -> Vec<Record> {
             accepted_incarnation: Incarnation(8),
             knowledge,
             wants_answer: true,
-            suites: 3,
-            features: 1,
+            suites: Suites(3),
+            features: Features(1),
             time: Timestamp(NOW.0),
         })),
         Record::Refused(Refusal::Expired),
@@ -208,8 +209,16 @@ fn all_records() -> Vec<Record> {
         Record::Page { epoch: 1, after: 0, upto: 2, latest: 2, entries: entries.clone() },
         Record::News { entries },
         Record::Known(knowledge),
-        Record::ProbeReply { id: 1, seen: Some("192.0.2.1:7".parse().expect("an endpoint")) },
-        Record::ProbeReply { id: 1, seen: Some("[2001:db8::1]:7".parse().expect("an endpoint")) },
+        Record::ProbeReply {
+            id: 1,
+            seen: Some("192.0.2.1:7".parse().expect("an endpoint")),
+            unknown: 0,
+        },
+        Record::ProbeReply {
+            id: 1,
+            seen: Some("[2001:db8::1]:7".parse().expect("an endpoint")),
+            unknown: 0,
+        },
         Record::RelayOffer { index: RelayIndex(1), certificate },
         Record::RelayGrant { peer: Serial(300), index: RelayIndex(1) },
     ]

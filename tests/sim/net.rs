@@ -99,7 +99,7 @@ pub struct Entry {
     pub from: HostId,
     /// The receiver, where one was found.
     pub to: Option<HostId>,
-    /// `initiation`, `response`, `cookie reply`, `data`, `keepalive`, `relayed ...` or `other`.
+    /// `initiation`, `response`, `cookie reply`, `data`, `keepalive`, `channel`, `channel keepalive`, `relayed ...` or `other`.
     pub kind: String,
     /// Length of the datagram.
     pub len: usize,
@@ -523,6 +523,8 @@ fn kind(bytes: &[u8]) -> String {
         Ok(Message::CookieReply { .. }) => "cookie reply".to_owned(),
         Ok(Message::Data { keepalive: true, .. }) => "keepalive".to_owned(),
         Ok(Message::Data { keepalive: false, .. }) => "data".to_owned(),
+        Ok(Message::Channel { .. }) if bytes.len() == 32 => "channel keepalive".to_owned(),
+        Ok(Message::Channel { .. }) => "channel".to_owned(),
         Ok(Message::Relay { inner, .. }) => format!("relayed {}", kind(inner)),
         Err(_) => "other".to_owned(),
     }

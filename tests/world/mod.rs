@@ -14,7 +14,7 @@ use clusternet::{
     },
     path::route::{Egress, Route, SocketId},
     tunnel::{Sink, Tunnel},
-    wire::{record::Entry, relay},
+    wire::{exchange::Suites, record::Entry, relay},
     words::{
         certificate::{BACKDATE, Certificate, Roles},
         id::{Name, NetworkId, NodeNumber, Serial},
@@ -321,6 +321,8 @@ impl World {
             seed,
             endpoints: Vec::new(),
             cache,
+            suites: Suites::of(true),
+            stripes: 2,
         };
         let interfaces: Vec<InterfaceAddress> = addresses
             .iter()

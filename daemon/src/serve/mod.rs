@@ -31,6 +31,7 @@ use std::{
 use anyhow::{Context, bail};
 use clusternet::{
     api::Progress,
+    channel::suites_here,
     config::{
         key::KeyFile,
         master::{Listen, MasterFile},
@@ -305,6 +306,9 @@ async fn settings(
         seed,
         endpoints,
         cache: store.cache(),
+        suites: suites_here(),
+        // One worker, and control.
+        stripes: 2,
     };
     Ok((master, settings))
 }
