@@ -58,7 +58,7 @@ impl Node {
         self.is_cache_dirty = false;
         let is_active = |last| now.instant.duration_since(last) < ACTIVE;
         let mut last_seen = self.last_seen.clone();
-        for (key, contact) in &self.contacts {
+        for (key, contact) in self.contacts.iter() {
             let direct = contact.paths.primary().filter(|route| route.is_direct());
             if let Some(endpoint) = direct.and_then(|route| route.endpoint()) {
                 last_seen.insert(*key, vec![endpoint]);

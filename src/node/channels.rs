@@ -57,13 +57,13 @@ impl Node {
 
     /// A message has been opened under the keys with this index ([`Keypairs::index`]) for the first time.
     pub fn handle_confirmed(&mut self, index: u32, now: Now) {
-        self.assert_drained();
+        self.begin(now);
         self.confirmed(index, now);
     }
 
     /// A channel message of this peer was opened that came another way than its route leads: a candidate, no more.
     pub fn handle_heard(&mut self, slot: PeerSlot, origin: Route, now: Now) {
-        self.assert_drained();
+        self.begin(now);
         let Some(key) = self.members.key_of(slot) else { return };
         let origin = match (origin.relay, self.behind(&origin)) {
             (None, _) => origin,
@@ -75,7 +75,7 @@ impl Node {
 
     /// What has passed between programs here and a member since the last time; about once a second while something does.
     pub fn handle_traffic(&mut self, slot: PeerSlot, traffic: Traffic, now: Now) {
-        self.assert_drained();
+        self.begin(now);
         let Some(key) = self.members.next_hop_of(slot) else { return };
         let Some(contact) = self.contacts.get_mut(&key) else { return };
         contact.sent += traffic.sent_bytes;
@@ -94,7 +94,7 @@ impl Node {
 
     /// A worker has opened a packet that is not for this node: perhaps for a plain WireGuard member behind it.
     pub fn handle_transit(&mut self, slot: PeerSlot, packet: &[u8], now: Now) {
-        self.assert_drained();
+        self.begin(now);
         if let Some(key) = self.members.key_of(slot) {
             self.deliver(&key, packet, now);
         }
@@ -213,7 +213,7 @@ impl Node {
 
     /// The same for all peers, who learn of it by the next probe.
     pub(super) fn end_all_keys(&mut self, now: Now) {
-        let keys: Vec<TransportKey> = self.contacts.keys().copied().collect();
+        let keys: Vec<TransportKey> = self.contacts.keys();
         keys.iter().for_each(|key| self.end_keys(key, now));
     }
 

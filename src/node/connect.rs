@@ -134,6 +134,7 @@ impl Node {
         found: Result<Vec<SocketAddr>, String>,
         now: Now,
     ) {
+        self.begin(now);
         let is_it = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Udp { host: h, port: p } if h == host && *p == port);
         let mut keys = Vec::new();
         for entry in self.master_endpoints.iter_mut().filter(|entry| is_it(&entry.endpoint)) {

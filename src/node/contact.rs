@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::{GUEST_PATIENCE, connect::CONNECT_PATIENCE};
 use crate::{
     channel::state::Channel,
     path::{paths::Paths, route::Route},
@@ -207,18 +208,31 @@ impl Contact {
         self.asks.clear();
     }
 
-    /// The earliest of its own deadlines; those of paths only while probes can be sent.
-    pub(super) fn next_timeout(&self, can_probe: bool) -> Option<Instant> {
+    /// Whether its way or its keys have been lost while it is in use.
+    pub(super) fn wants_connection(&self, now: Instant) -> bool {
+        self.is_open()
+            && !self.is_ready()
+            && !self.is_wireguard
+            && now.saturating_duration_since(self.last_used) < CONNECT_PATIENCE
+    }
+
+    /// The earliest of its deadlines; those of paths only while probes can be sent, those of the channel that send only
+    /// while it can.
+    pub(super) fn next_timeout(&self, now: Instant) -> Option<Instant> {
         let repeats = [self.introduction, self.telling, self.reading, self.connecting];
-        let can_send = self.is_ready();
+        let can_probe = self.is_open() && !self.is_wireguard && self.tunnel.is_established();
+        let is_due_now =
+            self.is_hop_new || (self.connecting.is_none() && self.wants_connection(now));
         repeats
             .iter()
             .flatten()
             .map(|repeat| repeat.next)
-            .chain(self.channel.as_ref().and_then(|channel| channel.next_timeout(can_send)))
             .chain(self.asks.values().map(|ask| ask.repeat.next))
             .chain(self.tunnel.next_timeout())
             .chain(self.paths.next_timeout().filter(|_| can_probe))
+            .chain(self.channel.as_ref().and_then(|channel| channel.next_timeout(self.is_ready())))
+            .chain(self.guest.map(|guest| guest.since + GUEST_PATIENCE))
+            .chain(is_due_now.then_some(now))
             .min()
     }
 }

@@ -330,9 +330,6 @@ impl Node {
         if let (Some(old), Some(new)) = (old_hop, new_hop)
             && old != new
         {
-            for contact in self.contacts.values_mut() {
-                contact.paths.move_next_hop(old, new);
-            }
             let behind: Vec<TransportKey> = self
                 .relayed
                 .values()
@@ -340,6 +337,9 @@ impl Node {
                 .map(|relayed| relayed.peer)
                 .collect();
             for peer in behind {
+                if let Some(contact) = self.contacts.get_mut(&peer) {
+                    contact.paths.move_next_hop(old, new);
+                }
                 self.route_may_have_changed(&peer);
             }
         }

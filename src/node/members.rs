@@ -108,7 +108,7 @@ impl Node {
             // Who refused the old one is shown the new one at once.
             self.refusals.clear();
             let repeat = self.introduction_repeat(now.instant);
-            for contact in self.contacts.values_mut().filter(|contact| !contact.is_wireguard) {
+            for (_, contact) in self.contacts.iter_mut().filter(|(_, c)| !c.is_wireguard) {
                 contact.introduction = Some(repeat);
             }
         }
@@ -263,7 +263,7 @@ impl Node {
     /// Ends contacts whose certificate is good no more, and says why.
     fn review_contacts(&mut self, now: Now) {
         let mut refused = Vec::new();
-        for (key, contact) in &mut self.contacts {
+        for (key, contact) in self.contacts.iter_mut() {
             let Some(serial) = contact.trust.theirs else { continue };
             if let Some(member) = self.roster.member(key, now.wall) {
                 contact.trust.theirs = Some(member.certificate().serial);

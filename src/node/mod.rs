@@ -25,6 +25,7 @@ mod cache;
 mod channels;
 mod connect;
 mod contact;
+mod contacts;
 mod draw;
 mod flow;
 mod members;
@@ -47,7 +48,7 @@ use self::{
     cache::Cache,
     channels::Opener,
     connect::{CONNECT_PATIENCE, MasterEndpoint},
-    contact::Contact,
+    contacts::Contacts,
     draw::Draw,
     members::Members,
     output::Output,
@@ -183,7 +184,7 @@ pub struct Node {
     roster: Roster,
     members: Members,
     gate: Gate,
-    contacts: BTreeMap<TransportKey, Contact>,
+    contacts: Contacts,
     indexes: BTreeMap<u32, TransportKey>,
     openers: BTreeMap<u32, Opener>,
     suites: Suites,
@@ -205,6 +206,8 @@ pub struct Node {
     record_id: u32,
     outputs: VecDeque<Output>,
     made: Instant,
+    /// The time of the newest event.
+    latest: Instant,
     clocks: Option<Now>,
     next_review: Option<Timestamp>,
     next_housekeeping: Option<Instant>,
@@ -235,7 +238,7 @@ impl Node {
             port: 0,
             roster,
             members: Members::default(),
-            contacts: BTreeMap::new(),
+            contacts: Contacts::default(),
             indexes: BTreeMap::new(),
             openers: BTreeMap::new(),
             suites: settings.suites,
@@ -256,6 +259,7 @@ impl Node {
             record_id: 0,
             outputs: VecDeque::new(),
             made: now.instant,
+            latest: now.instant,
             clocks: None,
             next_review: None,
             next_housekeeping: None,
@@ -277,7 +281,7 @@ impl Node {
 
     /// All addresses of this machine, and the local UDP port: at start and whenever they change.
     pub fn handle_interfaces(&mut self, interfaces: &[InterfaceAddress], port: u16, now: Now) {
-        self.assert_drained();
+        self.begin(now);
         let own: Vec<IpAddr> = interfaces
             .iter()
             .map(|i| i.address.to_canonical())
@@ -296,7 +300,7 @@ impl Node {
         self.vantage.connected = connected;
         self.port = port;
         self.announcer.is_dirty = true;
-        let keys: Vec<TransportKey> = self.contacts.keys().copied().collect();
+        let keys: Vec<TransportKey> = self.contacts.keys();
         for key in keys {
             let claims = self.claims(&key, now);
             let Some(contact) = self.contacts.get_mut(&key) else { continue };
@@ -315,7 +319,7 @@ impl Node {
 
     /// A datagram that a worker punted; the relay prefix, if any, is in `origin.relay` and cut off.
     pub fn handle_datagram(&mut self, origin: Route, datagram: &[u8], now: Now) {
-        self.assert_drained();
+        self.begin(now);
         let Ok(message) = Message::parse(datagram) else {
             self.counters.malformed += 1;
             return;
@@ -355,7 +359,7 @@ impl Node {
 
     /// An IP packet that a program sent, read from the TUN.
     pub fn handle_packet(&mut self, packet: &[u8], now: Now) {
-        self.assert_drained();
+        self.begin(now);
         let Ok(view) = IpView::parse(packet) else {
             self.counters.malformed += 1;
             return;
@@ -371,14 +375,14 @@ impl Node {
 
     /// Does what is due. A late call does it late, and nothing is lost.
     pub fn handle_timeout(&mut self, now: Now) {
-        self.assert_drained();
+        self.begin(now);
         self.work(now);
     }
 
     /// Sends an echo to an overlay address; the answer is [`output::Event::EchoReply`] with the id returned. `None`: nobody
     /// has that address, or too many wait already.
     pub fn handle_echo(&mut self, address: IpAddr, now: Now) -> Option<u64> {
-        self.assert_drained();
+        self.begin(now);
         let key = self.members.owner_of(&address)?.next_hop;
         self.echoes.retain(|_, echo| now.instant.duration_since(echo.asked) < CONNECT_PATIENCE);
         if self.echoes.len() >= MAX_ECHOES {
@@ -399,7 +403,7 @@ impl Node {
     /// # Errors
     /// [`UpdateError`] with the first part that does not verify.
     pub fn handle_update(&mut self, update: &Update, now: Now) -> Result<Updated, UpdateError> {
-        self.assert_drained();
+        self.begin(now);
         let before = self.roster.knowledge();
         let mut taken = Vec::new();
         for entry in &update.entries {
@@ -457,15 +461,23 @@ impl Node {
 
     /// Sending over this route failed in a way that shows it down (EPERM of a firewall, no route).
     pub fn handle_send_failure(&mut self, route: Route, now: Now) {
-        self.assert_drained();
-        for contact in self.contacts.values_mut() {
-            contact.paths.handle_send_failure(route, now.instant);
+        self.begin(now);
+        let users =
+            self.contacts.iter().filter(|(_, contact)| contact.paths.routes().any(|r| r == route));
+        let users: Vec<TransportKey> = users.map(|(key, _)| *key).collect();
+        for key in users {
+            if let Some(contact) = self.contacts.get_mut(&key) {
+                contact.paths.handle_send_failure(route, now.instant);
+            }
         }
     }
 
     /// What to do next. Ends with [`Output::Timeout`].
     pub fn poll_output(&mut self) -> Output {
-        self.outputs.pop_front().unwrap_or_else(|| Output::Timeout(self.next_timeout()))
+        match self.outputs.pop_front() {
+            Some(output) => output,
+            None => Output::Timeout(self.next_timeout()),
+        }
     }
 
     // ---- getters
@@ -500,7 +512,9 @@ impl Node {
         !self.master_endpoints.is_empty()
     }
 
-    fn assert_drained(&self) {
+    /// Every change begins here.
+    fn begin(&mut self, now: Now) {
         debug_assert!(self.outputs.is_empty(), "drain poll_output before the next change");
+        self.latest = now.instant;
     }
 }

@@ -34,7 +34,8 @@ impl Node {
         if self.has_ended {
             return;
         }
-        if self.next_housekeeping.is_none_or(|time| now.instant >= time) {
+        let is_round = self.next_housekeeping.is_none_or(|time| now.instant >= time);
+        if is_round {
             self.next_housekeeping = Some(now.instant + HOUSEKEEPING);
             self.roster.purge(now.wall);
             for key in self.roster.release(now.wall) {
@@ -46,8 +47,13 @@ impl Node {
                 self.review(now);
             }
         }
-        let keys: Vec<TransportKey> = self.contacts.keys().copied().collect();
-        for key in keys {
+        let due = if is_round {
+            self.contacts.keys()
+        } else {
+            self.read_deadlines();
+            self.contacts.due(now.instant)
+        };
+        for key in due {
             self.work_contact(&key, now);
         }
         self.announce_if_due(now);
@@ -80,10 +86,7 @@ impl Node {
             self.take_again(key, now);
         }
         let Some(contact) = self.contacts.get(key) else { return };
-        let wants = contact.is_open()
-            && !contact.is_ready()
-            && !spread::is_silent(contact, now, CONNECT_PATIENCE);
-        if wants || contact.connecting.is_some() {
+        if contact.wants_connection(now.instant) || contact.connecting.is_some() {
             self.connect(key, now);
         }
         self.work_channel(key, now);
@@ -118,11 +121,14 @@ impl Node {
             }
             return;
         }
+        if !spread::is_silent(contact, now, CONNECT_PATIENCE) {
+            return;
+        }
         let last_opened = contact.last_opened.unwrap_or(contact.last_used);
         let is_heard = we_are_relay && now.instant.duration_since(last_opened) < PUT_AWAY;
         let relays_for_us = self.relayed.values().any(|relayed| relayed.relay == *key);
         if is_master || is_heard || (relays_for_us && contact.is_ready()) {
-            if contact.connecting.is_some() && spread::is_silent(contact, now, CONNECT_PATIENCE) {
+            if contact.connecting.is_some() {
                 contact.clear_staged();
             }
             return;
@@ -136,12 +142,13 @@ impl Node {
         }
     }
 
-    pub(super) fn next_timeout(&self) -> Instant {
+    /// When to be called again; never because of contacts that nothing has happened to.
+    pub(super) fn next_timeout(&mut self) -> Instant {
         let Some(clocks) = self.clocks else {
             return self.next_housekeeping.unwrap_or(self.made + NOTHING_DUE);
         };
         if self.has_ended {
-            return clocks.instant + Duration::from_secs(3600);
+            return clocks.instant + NOTHING_DUE;
         }
         let review = self.next_review.map(|time| {
             let clock = self.roster.clock(clocks.wall);
@@ -149,24 +156,19 @@ impl Node {
             let least = if clock > clocks.wall { HOUSEKEEPING } else { Duration::ZERO };
             clocks.instant + time.since(clock).clamp(least, NOTHING_DUE)
         });
-        let contacts = self.contacts.values().filter_map(|contact| {
-            let is_up =
-                contact.is_open() && !contact.is_wireguard && contact.tunnel.is_established();
-            let mut next = contact.next_timeout(is_up);
-            if contact.is_hop_new {
-                next = Some(clocks.instant);
-            }
-            if let Some(guest) = contact.guest {
-                let end = guest.since + GUEST_PATIENCE;
-                next = Some(next.map_or(end, |next| next.min(end)));
-            }
-            next
-        });
-        contacts
+        self.read_deadlines();
+        self.contacts
+            .next_deadline()
+            .into_iter()
             .chain(review)
             .chain(self.next_housekeeping)
             .chain(self.announcer.next_timeout())
             .min()
             .unwrap_or(clocks.instant + NOTHING_DUE)
+    }
+
+    fn read_deadlines(&mut self) {
+        let latest = self.latest;
+        self.contacts.refresh(|contact| contact.next_timeout(latest));
     }
 }

@@ -227,7 +227,7 @@ impl Node {
                 self.announcer.sequence = self.announcer.sequence.max(sequence);
                 self.announcer.is_dirty = true;
                 let repeat = self.introduction_repeat(now.instant);
-                for contact in self.contacts.values_mut().filter(|contact| !contact.is_wireguard) {
+                for (_, contact) in self.contacts.iter_mut().filter(|(_, c)| !c.is_wireguard) {
                     contact.introduction = Some(repeat);
                 }
             } else if is_later {
@@ -327,7 +327,7 @@ impl Node {
     }
 
     fn compare_all(&mut self, now: Now) {
-        let keys: Vec<TransportKey> = self.contacts.keys().copied().collect();
+        let keys: Vec<TransportKey> = self.contacts.keys();
         keys.iter().for_each(|key| self.compare(key, now));
     }
 
