@@ -21,6 +21,7 @@
 //!                                  dropped and counted <----------+
 //! ```
 
+pub mod coalesce;
 pub mod drops;
 pub mod inbound;
 pub mod outbound;
