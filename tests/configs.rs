@@ -5,6 +5,7 @@ use std::{fs, path::Path};
 use clusternet::config::{
     FileKind,
     master::{DEFAULT_MTU, Execute, Listen, MasterFile, NodeTable},
+    tuning::Tuning,
 };
 
 fn sample(name: &str) -> String {
@@ -25,10 +26,13 @@ fn the_sample_master_file_is_signed_and_complete() {
 fn the_sample_node_table_may_follow_any_master_file() {
     let text = sample("master.toml") + &sample("node.toml");
     let file = MasterFile::parse(&text).unwrap_or_else(|error| panic!("{error}"));
-    let NodeTable { key, listen, endpoints, mtu, execute, instance, log } = file.node;
+    let NodeTable { key, listen, endpoints, mtu, tuning, execute, instance, log } = file.node;
     assert_eq!(key.as_deref(), Some(Path::new("a.key")));
     assert_eq!(listen, Some(Listen { address: None, port: 51820 }));
     assert_eq!(endpoints.len(), 1);
     assert_eq!((mtu, execute), (DEFAULT_MTU, Execute::Owner));
+    let Tuning { workers, cores, poll, suite, offload, socket_buffer } = tuning;
+    assert_eq!((workers, poll, offload), (Some(1), Some(200), Some(true)));
+    assert!(!cores.is_empty() && suite.is_some() && socket_buffer.is_some());
     assert!(instance.is_some() && log.is_some(), "every field is shown");
 }

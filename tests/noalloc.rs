@@ -10,19 +10,23 @@ use std::{
 use clusternet::{
     dataplane::{
         drops::{Counters, DropReason},
-        inbound::{self, Arrival},
-        outbound,
+        inbound::{self, Inbound, Sink},
+        outbound::{self, Batch},
         punt::{self, Punt},
         table::Builder,
     },
     node::output::{Directive, PeerSlot},
-    path::route::Route,
+    path::route::{Egress, Route},
     wire::{
         message::Mac1Key,
         relay::{RelayIndex, wrap},
+        superpacket::VirtioHeader,
     },
     words::key::TransportSecret,
 };
+
+mod ends;
+mod packets;
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -55,6 +59,24 @@ fn allocations(work: impl FnOnce()) -> usize {
 
 fn pair(n: u8) -> [IpAddr; 2] {
     [[10, 99, 0, n].into(), [0xfd00, 0, 0, 0, 0, 0, 0, u16::from(n)].into()]
+}
+
+/// Counts what comes and keeps nothing.
+#[derive(Default)]
+struct Count {
+    forwarded: usize,
+    delivered: usize,
+    bytes: usize,
+}
+
+impl Sink for Count {
+    fn forward(&mut self, _: Egress, _: &[u8], _: usize) {
+        self.forwarded += 1;
+    }
+    fn deliver<'a>(&mut self, _: VirtioHeader, packet: impl Iterator<Item = &'a [u8]>) {
+        self.delivered += 1;
+        self.bytes += packet.map(<[u8]>::len).sum::<usize>();
+    }
 }
 
 fn data(tunnel: u32, size: usize) -> Vec<u8> {
@@ -90,12 +112,12 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
     let reader = table.reader();
 
     let counters = Arc::<Counters>::default();
-    let (mut sender, mut receiver) = punt::queue(Arc::clone(&counters), || (), || ());
+    let (mut sender, mut receiver) = punt::queue(Arc::clone(&counters), || ());
     let mac1 = Mac1Key::of(&TransportSecret::generate().public());
     // Data for us, straight and relayed; for others; a handshake for somebody else; junk.
     let mut initiation = vec![0; 148];
     initiation[0] = 1;
-    let mut datagrams = [
+    let datagrams = [
         data(5, 1400),
         wrap(RelayIndex(99), &data(5, 1400)),
         wrap(ours, &data(1, 1400)),
@@ -104,24 +126,35 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
         vec![9; 20],
     ];
     let packets = [packet(2, 1400), packet(9, 1400), packet(2, 40), vec![7; 30]];
+    let (mut inbound, mut batch) = (Inbound::default(), Batch::default());
+    let now = clusternet::sys::clock::now().instant;
 
     let mut round = || {
         let loaded = reader.load();
-        // Forwarding swaps the index in place: put it back.
-        datagrams[2][..8].copy_from_slice(&ours.prefix());
-        let arrivals = datagrams
-            .iter_mut()
-            .map(|datagram| Arrival { origin: alice.egress, datagram: datagram.as_mut_slice() });
-        let mut forwarded = 0;
-        inbound::batch(&loaded, &mac1, arrivals, &mut sender, &counters, |_, _| forwarded += 1);
-        assert_eq!(forwarded, 1);
+        let context = inbound::Context { table: &loaded, mac1: &mac1, now, counters: &counters };
+        let mut sink = Count::default();
+        for datagram in &datagrams {
+            let room = inbound.room().expect("few and small");
+            room[..datagram.len()].copy_from_slice(datagram);
+            let size = (datagram.len(), datagram.len());
+            inbound.take(&context, alice.egress, size, &mut sender, &mut sink);
+        }
+        inbound.finish(&context, &mut sender, &mut sink);
+        assert_eq!(sink.forwarded, 1);
         let mut answered = 0;
-        let packets = packets.iter().map(Vec::as_slice);
-        outbound::batch(&loaded, packets, &mut sender, &counters, |_| answered += 1);
+        let context = outbound::Context { table: &loaded, stripe: 0, now, counters: &counters };
+        for packet in &packets {
+            let (room, spread) = batch.room();
+            room[spread.front..spread.front + packet.len()].copy_from_slice(packet);
+            let header = VirtioHeader::default();
+            batch.take(&context, &header, packet.len(), &mut sender, |_| answered += 1);
+        }
+        assert!(batch.is_empty());
+        sender.flush();
         assert_eq!(answered, 1);
         let mut punted = 0;
         receiver.drain(100, |punt| match punt {
-            Punt::Datagram(..) | Punt::Packet(_) => punted += 1,
+            Punt::Datagram(..) | Punt::Packet(_) | Punt::Notice(_) => punted += 1,
         });
         assert_eq!(punted, 4);
     };
@@ -136,4 +169,47 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
     });
     assert_eq!(count, 0);
     assert_eq!(counters.drops(DropReason::UnknownTunnel), 1010);
+}
+
+#[test]
+fn sealing_and_opening_allocate_nothing() {
+    let now = clusternet::sys::clock::now().instant;
+    let [mut a, mut b] = ends::ends(clusternet::channel::Suite::Aes256Gcm, None, now);
+    let traffic: Vec<(VirtioHeader, Vec<u8>)> = packets::Recipe::all()
+        .iter()
+        .flat_map(|recipe| [10, 1300, 20_000, 60_000].map(|len| ends::from_1_to_2(recipe, len)))
+        .collect();
+    let mut round = || {
+        let mut sink = Count::default();
+        let (out, into) = (a.table.reader(), b.table.reader());
+        a.table.publish();
+        b.table.publish();
+        let (out, into) = (out.load(), into.load());
+        let sending = outbound::Context { table: &out, stripe: 0, now, counters: &a.counters };
+        let receiving =
+            inbound::Context { table: &into, mac1: &b.mac1, now, counters: &b.counters };
+        for (header, packet) in &traffic {
+            ends::lay_out(&mut a.batch, packet);
+            a.batch.take(&sending, header, packet.len(), &mut a.punts, |_| ());
+            if !a.batch.is_full() {
+                continue;
+            }
+            for (bytes, segment, _) in a.batch.sends() {
+                if b.inbound.room().is_none() {
+                    b.inbound.finish(&receiving, &mut b.punts, &mut sink);
+                }
+                b.inbound.room().expect("a new batch")[..bytes.len()].copy_from_slice(bytes);
+                let origin = Route::direct(ends::endpoint(1)).egress;
+                let size = (bytes.len(), segment);
+                b.inbound.take(&receiving, origin, size, &mut b.punts, &mut sink);
+            }
+            a.batch.clear();
+        }
+        b.inbound.finish(&receiving, &mut b.punts, &mut sink);
+        assert!(sink.delivered >= 8 && sink.bytes > 8 * 60_000 / 2);
+    };
+    for _ in 0..10 {
+        round();
+    }
+    assert_eq!(allocations(|| (0..100).for_each(|_| round())), 0);
 }

@@ -38,6 +38,7 @@ mod tests {
             ipv6: Ipv6Addr::LOCALHOST,
             ipv6_prefix: 48,
             mtu: 1400,
+            queues: 1,
             hosts: "/etc/hosts".into(),
             backend: Backend::Auto,
             ssh_port: true,

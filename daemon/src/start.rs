@@ -36,7 +36,7 @@ use zeroize::Zeroizing;
 pub(crate) const MAX_MESSAGE: usize = 160 * 1024;
 
 /// The first message to `serve`; with it come, in this order: the control listener, the stream to `inside`, the lock, the
-/// namespaces, and the device.
+/// namespaces, and the device's queues.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct ServeStart {
     /// As `join` gave it: files, instance, directories.
@@ -276,7 +276,7 @@ impl Inherited {
             inside: fds.next()?.into(),
             lock: fds.next()?,
             namespaces: fds.namespaces()?,
-            device: Device { kind, fd: fds.next()? },
+            device: Device { kind, fds: fds.0.collect() },
             keeper,
         })
     }

@@ -92,6 +92,11 @@ impl Keypairs {
             && !self.is_confirmed.swap(true, Ordering::Relaxed)
     }
 
+    /// Control could not be told: the next message is the first again.
+    pub fn unconfirm(&self) {
+        self.is_confirmed.store(false, Ordering::Relaxed);
+    }
+
     /// Ends them at once.
     pub fn kill(&self) {
         self.stripes.iter().for_each(Keypair::kill);

@@ -18,6 +18,7 @@ use toml::{Spanned, value::Datetime};
 use super::{
     MAX_FILE,
     text::{self, FileError, Text},
+    tuning::{self, Tuning},
 };
 use crate::words::{
     endpoint::{Endpoint, EndpointError},
@@ -57,6 +58,8 @@ pub struct NodeTable {
     pub endpoints: Vec<Endpoint>,
     /// MTU of the overlay interface, bytes.
     pub mtu: u16,
+    /// Speed and what it costs.
+    pub tuning: Tuning,
     /// Who may execute here over ssh, whatever certificates say.
     pub execute: Execute,
     /// Name of the instance, unless the command line gives one; the network's name if neither does.
@@ -72,6 +75,7 @@ impl Default for NodeTable {
             listen: None,
             endpoints: Vec::new(),
             mtu: DEFAULT_MTU,
+            tuning: Tuning::default(),
             execute: Execute::Owner,
             instance: None,
             log: None,
@@ -221,6 +225,7 @@ impl NodeTable {
         if self.mtu != DEFAULT_MTU {
             let _ = writeln!(out, "mtu = {}", self.mtu);
         }
+        self.tuning.render(out);
         match &self.execute {
             Execute::Owner => {}
             Execute::None => out.push_str("execute = \"none\"\n"),
@@ -309,6 +314,14 @@ impl<'de> Deserialize<'de> for NodeTable {
             #[serde(default)]
             endpoints: Vec<Text<UdpEndpoint>>,
             mtu: Option<Mtu>,
+            workers: Option<tuning::Workers>,
+            #[serde(default)]
+            cores: Vec<u16>,
+            poll: Option<tuning::Poll>,
+            suite: Option<tuning::SuiteName>,
+            offload: Option<bool>,
+            #[serde(rename = "socket-buffer")]
+            socket_buffer: Option<tuning::Buffer>,
             #[serde(default)]
             execute: Execute,
             instance: Option<Text<Name>>,
@@ -327,6 +340,14 @@ impl<'de> Deserialize<'de> for NodeTable {
                 .map(|Text(UdpEndpoint(endpoint))| endpoint)
                 .collect(),
             mtu: fields.mtu.map_or(DEFAULT_MTU, |Mtu(mtu)| mtu),
+            tuning: Tuning {
+                workers: fields.workers.map(|tuning::Workers(workers)| workers),
+                cores: fields.cores,
+                poll: fields.poll.map(|tuning::Poll(poll)| poll),
+                suite: fields.suite.map(|tuning::SuiteName(suite)| suite),
+                offload: fields.offload,
+                socket_buffer: fields.socket_buffer.map(|tuning::Buffer(bytes)| bytes),
+            },
             execute: fields.execute,
             instance: fields.instance.map(|Text(name)| name),
             log: fields.log,

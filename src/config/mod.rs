@@ -12,6 +12,7 @@ pub mod master;
 pub mod request;
 pub mod revocations;
 pub mod text;
+pub mod tuning;
 
 pub use text::FileError;
 
@@ -284,7 +285,9 @@ mod tests {
     fn the_node_table_reads_and_writes_all_its_fields() {
         let text = files().remove(0).1
             + "\n[node]\nkey = 'my \"own\".key'\nlisten = \"[::]:51820\"\n\
-               endpoints = [\"udp://192.0.2.1:51820\"]\nmtu = 1280\nexecute = [\"alice\", \"bob\"]\n\
+               endpoints = [\"udp://192.0.2.1:51820\"]\nmtu = 1280\n\
+               workers = 2\ncores = [1, 3]\npoll = 0\nsuite = \"chacha20poly1305\"\noffload = false\n\
+               socket-buffer = 212992\nexecute = [\"alice\", \"bob\"]\n\
                instance = \"night\"\nlog = \"debug\"\n";
         let file = MasterFile::parse(&text).unwrap();
         assert_eq!(file.render(), text);
@@ -294,6 +297,8 @@ mod tests {
         assert_eq!(node.listen, Some(Listen { address: all, port: 51820 }));
         assert_eq!(node.execute, Execute::Owners(vec![owner("alice"), owner("bob")]));
         assert_eq!((node.mtu, node.instance), (1280, Some(name("night"))));
+        assert_eq!(node.tuning.cores, [1, 3]);
+        assert_eq!(node.tuning.suite, Some(crate::channel::Suite::ChaCha20Poly1305));
     }
 
     #[test]
@@ -303,6 +308,12 @@ mod tests {
         for (wrong, field, why) in [
             ("mtu = 500", "mtu", "between 1280"),
             ("mtu = 100000", "mtu", ""),
+            ("workers = 16", "workers", "between 1 and 15"),
+            ("workers = 0", "workers", ""),
+            ("poll = 10001", "poll", "microseconds"),
+            ("suite = \"rot13\"", "suite", "aes256gcm"),
+            ("socket-buffer = 1000", "socket-buffer", "at least 65536"),
+            ("cores = [-1]", "cores[0]", ""),
             ("listen = 70000", "listen", "0 to 65535"),
             ("listen = \"here\"", "listen", "ADDRESS:PORT"),
             ("endpoints = [\"ssh://h\"]", "endpoints[0]", "only udp://"),

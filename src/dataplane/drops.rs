@@ -56,11 +56,23 @@ pub enum DropReason {
     SendNoEgress,
     /// The TUN took no packet: full, or the device is down.
     DeliverRefused,
+    /// A channel message whose seal does not open.
+    Unauthentic,
+    /// A channel message for keys that do not exist (any more).
+    UnknownChannel,
+    /// A channel message under keys that have ended.
+    KeysEnded,
+    /// A channel message that has been seen, or is too old to know.
+    Replay,
+    /// A slice that contradicts itself or its neighbours.
+    Misplaced,
+    /// Too many notices waited for control.
+    NoticeQueueFull,
 }
 
 impl DropReason {
     /// Each once, in the order of their counters.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 30] = [
         Self::UnknownType,
         Self::Length,
         Self::Truncated,
@@ -85,6 +97,12 @@ impl DropReason {
         Self::SendBufferFull,
         Self::SendNoEgress,
         Self::DeliverRefused,
+        Self::Unauthentic,
+        Self::UnknownChannel,
+        Self::KeysEnded,
+        Self::Replay,
+        Self::Misplaced,
+        Self::NoticeQueueFull,
     ];
 
     /// The words for it in `status`.
@@ -114,6 +132,12 @@ impl DropReason {
             Self::SendBufferFull => "send buffer full",
             Self::SendNoEgress => "nothing to send over",
             Self::DeliverRefused => "device takes no packet",
+            Self::Unauthentic => "channel message that does not open",
+            Self::UnknownChannel => "channel message under unknown keys",
+            Self::KeysEnded => "channel message under ended keys",
+            Self::Replay => "channel message seen before",
+            Self::Misplaced => "slice out of place",
+            Self::NoticeQueueFull => "notice queue full",
         }
     }
 
@@ -188,6 +212,11 @@ impl Activity {
     pub fn count(&self, bytes: usize) {
         self.units.fetch_add(1, Relaxed);
         self.bytes.fetch_add(bytes as u64, Relaxed);
+    }
+    /// So many more, of so many bytes in all.
+    pub fn count_many(&self, units: u64, bytes: u64) {
+        self.units.fetch_add(units, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
     }
     /// How many packets or datagrams.
     pub fn units(&self) -> u64 {

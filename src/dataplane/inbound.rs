@@ -1,28 +1,352 @@
-//! Inbound: what becomes of datagrams from the underlay. No I/O; everything here is hostile until a tunnel has opened it.
+//! Inbound: what becomes of datagrams from the underlay. No I/O; everything here is hostile until it has been opened.
 //!
-//! The functions stand in the order in which a datagram meets them. Nothing is answered: an answer to a stranger would
-//! be a tool against others.
+//! In order: datagrams of one origin that came together lie in the arena of an [`Inbound`]. Those we relay get another index where
+//! they lie and leave as they came. Messages of a channel are grouped by their keys: the window is asked once for the group, each is
+//! opened in place, the window is told once. What was opened is a whole packet or a slice of one; slices are joined ([`slices`]),
+//! small neighbours of one flow are coalesced ([`coalesce`]), and each result goes to the device as one write of pieces that lie in
+//! the arena. Anything else is punted or dropped. Nothing is answered: an answer to a stranger would be a tool against others.
+//!
+//! [`slices`]: super::slices
+//! [`coalesce`]: super::coalesce
+
+use std::{ops::Range, time::Instant};
 
 use super::{
+    coalesce::Coalescer,
     drops::{Counters, DropReason},
-    punt::{Class, Sender},
-    table::Table,
+    punt::{Class, Notice, Sender},
+    slices::{Joined, Joiner, Slice},
+    table::{Opener, Table},
 };
 use crate::{
+    channel::keypair::{KeyError, TAG},
+    node::output::PeerSlot,
     path::route::{Egress, Route},
     wire::{
+        channel::{HEADER, Header, Place},
+        filter,
+        ip::IpView,
         message::{Mac1Key, Message},
         relay::{self, RelayIndex},
+        superpacket::{self, VirtioHeader},
     },
 };
 
-/// A datagram and where it came from. Borrowed: until the next receive.
+/// The most bytes that one receive brings.
+pub const MAX_RECEIVE: usize = 65_536;
+
+/// Receives that are taken together: what comes in several calls and belongs together can still be joined.
+const RECEIVES: usize = 4;
+
+/// The most messages that one receive brings: 64 by Linux's limit for each side's offload, or many small ones.
+const MAX_MESSAGES: usize = 128;
+
+/// A peer that comes by another way is not told of more often than this: control needs to hear it once.
+const HEARD_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// What datagrams are decided by. Borrowed: one turn.
+#[expect(missing_debug_implementations, reason = "holds a key")]
+pub struct Context<'a> {
+    /// As it is now.
+    pub table: &'a Table,
+    /// Tells handshakes made for us.
+    pub mac1: &'a Mac1Key,
+    /// Now, by the clock that keys live by.
+    pub now: Instant,
+    /// What is counted.
+    pub counters: &'a Counters,
+}
+
+/// Where results go: the worker's socket and device, or a test's lists.
+pub trait Sink {
+    /// Sends datagrams of `segment` bytes, the last perhaps shorter, for others.
+    fn forward(&mut self, to: Egress, datagrams: &[u8], segment: usize);
+    /// Hands a packet to the device, in pieces.
+    fn deliver<'a>(&mut self, header: VirtioHeader, packet: impl Iterator<Item = &'a [u8]>);
+}
+
+/// A message of a channel, by its header.
+#[derive(Debug, Clone, Copy)]
+struct Sealed {
+    header: Header,
+    relay: Option<RelayIndex>,
+    /// Where the header begins in the arena.
+    start: usize,
+    end: usize,
+}
+
+/// Datagrams on their way in.
 #[derive(Debug)]
-pub struct Arrival<'a> {
-    /// Socket or link, and who seems to have sent it.
-    pub origin: Egress,
-    /// The whole datagram. Written to only where it is forwarded.
-    pub datagram: &'a mut [u8],
+pub struct Inbound {
+    arena: Box<[u8]>,
+    used: usize,
+    messages: Vec<Sealed>,
+    verdicts: Vec<(u64, Result<(), KeyError>)>,
+    joiner: Joiner,
+    coalescer: Coalescer,
+    heard: Option<(PeerSlot, Route, Instant)>,
+}
+
+impl Default for Inbound {
+    fn default() -> Self {
+        Self {
+            arena: vec![0; RECEIVES * MAX_RECEIVE].into(),
+            used: 0,
+            messages: Vec::with_capacity(MAX_MESSAGES),
+            verdicts: Vec::with_capacity(MAX_MESSAGES),
+            joiner: Joiner::default(),
+            coalescer: Coalescer::default(),
+            heard: None,
+        }
+    }
+}
+
+impl Inbound {
+    /// Where the next datagrams are to be received; `None` where the batch must end first.
+    pub fn room(&mut self) -> Option<&mut [u8]> {
+        self.arena.get_mut(self.used..self.used + MAX_RECEIVE)
+    }
+
+    /// Takes datagrams of one origin that have just been received into [`Self::room`]: `len` bytes, all but the last datagram of
+    /// `segment` bytes.
+    pub fn take(
+        &mut self,
+        context: &Context<'_>,
+        origin: Egress,
+        (len, segment): (usize, usize),
+        punts: &mut Sender,
+        sink: &mut impl Sink,
+    ) {
+        let (mut at, end) = (self.used, self.used + len);
+        // What belongs to one batch stays where it is; the next begins at a cache line.
+        self.used = end.next_multiple_of(64);
+        while at < end {
+            let mut next = (at + segment.max(1)).min(end);
+            let datagram = &mut self.arena[at..next];
+            let prefix = datagram.first_chunk::<{ relay::PREFIX }>().copied();
+            match decide(context.table, context.mac1, origin, datagram) {
+                Ok(Verdict::Forward(to)) => {
+                    next = self.same_index(context, origin, prefix, next..end, segment);
+                    let datagrams = (next - at).div_ceil(segment);
+                    context.counters.forwarded.count_many(datagrams as u64, (next - at) as u64);
+                    sink.forward(to, &self.arena[at..next], segment);
+                    at = next;
+                }
+                Ok(Verdict::Open { header, relay }) => {
+                    let start = at + if relay.is_some() { relay::PREFIX } else { 0 };
+                    let is_other = self.messages.last().is_some_and(|last| {
+                        last.header.receiver != header.receiver || last.relay != relay
+                    });
+                    if is_other || self.messages.len() == MAX_MESSAGES {
+                        self.open(context, origin, punts, sink);
+                    }
+                    self.messages.push(Sealed { header, relay, start, end: next });
+                    at = next;
+                }
+                Ok(Verdict::Punt { class, origin, start }) => {
+                    punts.datagram(class, origin, &datagram[start..]);
+                    at = next;
+                }
+                Err(reason) => {
+                    context.counters.count(reason);
+                    at = next;
+                }
+            }
+        }
+        self.open(context, origin, punts, sink);
+    }
+
+    /// Ends the batch: delivers what is left of it, and wakes control if there is anything for it.
+    pub fn finish(&mut self, context: &Context<'_>, punts: &mut Sender, sink: &mut impl Sink) {
+        let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
+        self.joiner.finish(&self.arena, deliver);
+        self.flush(context, sink);
+        self.used = 0;
+        punts.flush();
+    }
+
+    /// Swaps the index of all that follow under the same one, so that they go on together as they came. Says where they end.
+    fn same_index(
+        &mut self,
+        context: &Context<'_>,
+        origin: Egress,
+        prefix: Option<[u8; relay::PREFIX]>,
+        range: Range<usize>,
+        segment: usize,
+    ) -> usize {
+        let Range { start: mut at, end } = range;
+        while at < end {
+            let datagram = &mut self.arena[at..(at + segment).min(end)];
+            let is_same = datagram.first_chunk().copied() == prefix;
+            if !is_same || decide(context.table, context.mac1, origin, datagram).is_err() {
+                break;
+            }
+            at += datagram.len();
+        }
+        at
+    }
+
+    /// Opens the messages that wait: all under one receiver index, from one origin.
+    fn open(
+        &mut self,
+        context: &Context<'_>,
+        origin: Egress,
+        punts: &mut Sender,
+        sink: &mut impl Sink,
+    ) {
+        let Some(Sealed { header: Header { receiver, .. }, relay, .. }) =
+            self.messages.first().copied()
+        else {
+            return;
+        };
+        let count_all = |this: &mut Self, reason| {
+            this.messages.drain(..).for_each(|_| context.counters.count(reason));
+        };
+        let Some(Opener { slot, keypairs }) = context.table.opener(receiver) else {
+            return count_all(self, DropReason::UnknownChannel);
+        };
+        let Some(keypair) = keypairs.stripe(receiver as u8) else {
+            return count_all(self, DropReason::UnknownChannel);
+        };
+        if keypair.is_dead(context.now) {
+            return count_all(self, DropReason::KeysEnded);
+        }
+        self.verdicts.clear();
+        self.verdicts.extend(self.messages.iter().map(|message| (message.header.counter, Ok(()))));
+        keypair.check(&mut self.verdicts);
+        for (message, (counter, verdict)) in self.messages.iter().zip(&mut self.verdicts) {
+            if verdict.is_ok() {
+                let (header, text) = self.arena[message.start..message.end].split_at_mut(HEADER);
+                *verdict = keypair.open(*counter, header, text).map(|_| ());
+            }
+        }
+        keypair.mark(&mut self.verdicts);
+        let (mut opened, mut bytes) = (0, 0);
+        let messages = std::mem::take(&mut self.messages);
+        for (message, at) in messages.iter().zip(0..) {
+            match self.verdicts[at].1 {
+                Ok(()) => {
+                    let text = message.start + HEADER..message.end - TAG;
+                    opened += 1;
+                    bytes += text.len() as u64;
+                    if !text.is_empty() {
+                        self.take_text(context, *slot, message.header, text, sink);
+                    }
+                }
+                Err(KeyError::Dead) => context.counters.count(DropReason::KeysEnded),
+                Err(KeyError::Unauthentic) => context.counters.count(DropReason::Unauthentic),
+                Err(KeyError::Replay(_)) => context.counters.count(DropReason::Replay),
+            }
+        }
+        self.messages = messages;
+        self.messages.clear();
+        if opened == 0 {
+            return;
+        }
+        if keypairs.confirm() && !punts.notice(Notice::Confirmed { index: keypairs.index() }) {
+            keypairs.unconfirm();
+        }
+        let Some(peer) = context.table.peer(*slot) else { return };
+        peer.traffic.inbound.count_many(opened, bytes);
+        if peer.traffic.is_news() && !punts.notice(Notice::Active { slot: *slot }) {
+            peer.traffic.rest();
+        }
+        let came_by = Route { egress: origin, relay };
+        if peer.route != Some(came_by) {
+            self.hear(*slot, came_by, context.now, punts);
+        }
+    }
+
+    /// The peer has come by another way than ours to it.
+    fn hear(&mut self, slot: PeerSlot, origin: Route, now: Instant, punts: &mut Sender) {
+        let is_known = self.heard.is_some_and(|(known, route, at)| {
+            known == slot && route == origin && now.saturating_duration_since(at) < HEARD_INTERVAL
+        });
+        if !is_known && punts.notice(Notice::Heard { slot, origin }) {
+            self.heard = Some((slot, origin, now));
+        }
+    }
+
+    /// An opened text: a whole packet or a slice.
+    fn take_text(
+        &mut self,
+        context: &Context<'_>,
+        slot: PeerSlot,
+        header: Header,
+        text: Range<usize>,
+        sink: &mut impl Sink,
+    ) {
+        let Some((place, rest)) = Place::parse(&self.arena[text.clone()]) else {
+            return context.counters.count(DropReason::Misplaced);
+        };
+        let text = text.end - rest.len()..text.end;
+        if place.count > 1 {
+            // Small packets that came before are before it.
+            self.flush(context, sink);
+            let Header { receiver, counter } = header;
+            let slice = Slice { slot, receiver, counter, place, text };
+            let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
+            if !self.joiner.push(&self.arena, slice, deliver) {
+                context.counters.count(DropReason::Misplaced);
+            }
+            return;
+        }
+        let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
+        self.joiner.pass(&self.arena, slot, deliver);
+        let packet = &self.arena[text.clone()];
+        match check(context, slot, packet, packet.len()) {
+            Err(reason) => context.counters.count(reason),
+            Ok(len) => {
+                let text = text.start..text.start + len;
+                if !self.coalescer.push(&self.arena, text.clone(), place.kind) {
+                    self.flush(context, sink);
+                    self.coalescer.push(&self.arena, text, place.kind);
+                }
+            }
+        }
+    }
+
+    /// Delivers the small packets that wait.
+    fn flush(&mut self, context: &Context<'_>, sink: &mut impl Sink) {
+        let arena = &mut self.arena;
+        self.coalescer.flush(|kind, pieces| {
+            let Some((first, others)) = pieces.split_first() else { return };
+            let len = pieces.iter().map(Range::len).sum();
+            match superpacket::rebuild_parts(kind, &mut arena[first.clone()], len) {
+                Ok(header) => {
+                    let parts = std::iter::once(first).chain(others);
+                    sink.deliver(header, parts.map(|part| &arena[part.clone()]));
+                }
+                Err(_) => context.counters.count(DropReason::PeerMalformed),
+            }
+        });
+    }
+}
+
+/// A joined superpacket, or a part of one.
+fn deliver_joined(context: &Context<'_>, joined: Joined<'_>, sink: &mut impl Sink) {
+    let Joined { slot, kind, headers, pieces, len } = joined;
+    // First: of a part only then the header says how long it is.
+    let Ok(header) = superpacket::rebuild_parts(kind, headers, len) else {
+        return context.counters.count(DropReason::PeerMalformed);
+    };
+    match check(context, slot, headers, len) {
+        Ok(_) => sink.deliver(header, std::iter::once(&*headers).chain(pieces.iter().copied())),
+        Err(reason) => context.counters.count(reason),
+    }
+}
+
+/// Whether a packet of `len` bytes, of which at least the IP header is in `first`, may come from this peer; its own length.
+fn check(
+    context: &Context<'_>,
+    slot: PeerSlot,
+    first: &[u8],
+    len: usize,
+) -> Result<usize, DropReason> {
+    let view = IpView::parse_front(first, len).map_err(|e| DropReason::of_peer(e.into()))?;
+    let belongs = |source| context.table.belongs(source, slot);
+    filter::check_inbound(&view, context.table.own(), belongs).map_err(DropReason::of_peer)?;
+    Ok(view.total_len())
 }
 
 /// What to do with a datagram.
@@ -30,6 +354,13 @@ pub struct Arrival<'a> {
 pub enum Verdict {
     /// A relayed one, its index already swapped: send all of it over this.
     Forward(Egress),
+    /// A message of a channel.
+    Open {
+        /// Its header.
+        header: Header,
+        /// The relay's index in front of it.
+        relay: Option<RelayIndex>,
+    },
     /// For control: from here on, with this origin.
     Punt {
         /// Which quota it counts against.
@@ -39,30 +370,6 @@ pub enum Verdict {
         /// Where the datagram begins behind the relay prefix.
         start: usize,
     },
-}
-
-/// A batch, in order: forwards by `forward`, punts by `punts` (flushed at the end), counts what is dropped.
-pub fn batch<'a>(
-    table: &Table,
-    mac1: &Mac1Key,
-    arrivals: impl IntoIterator<Item = Arrival<'a>>,
-    punts: &mut Sender,
-    counters: &Counters,
-    mut forward: impl FnMut(Egress, &[u8]),
-) {
-    for Arrival { origin, datagram } in arrivals {
-        match decide(table, mac1, origin, datagram) {
-            Ok(Verdict::Forward(egress)) => {
-                counters.forwarded.count(datagram.len());
-                forward(egress, datagram);
-            }
-            Ok(Verdict::Punt { class, origin, start }) => {
-                punts.datagram(class, origin, &datagram[start..]);
-            }
-            Err(reason) => counters.count(reason),
-        }
-    }
-    punts.flush();
 }
 
 /// One datagram.
@@ -75,6 +382,9 @@ pub fn decide(
     origin: Egress,
     datagram: &mut [u8],
 ) -> Result<Verdict, DropReason> {
+    if let Some(header) = channel(datagram) {
+        return Ok(Verdict::Open { header, relay: None });
+    }
     let relayed = match Message::parse(datagram)? {
         Message::Relay { index, .. } => index,
         message @ (Message::Initiation { .. }
@@ -95,9 +405,18 @@ pub fn decide(
     }
     // Not an index that we gave out, so at most one that a relay gave to us: the datagram behind it is ours or nobody's.
     let inner = &datagram[relay::PREFIX..];
+    if let Some(header) = channel(inner) {
+        return Ok(Verdict::Open { header, relay: Some(relayed) });
+    }
     let class = admit(table, mac1, Message::parse(inner)?, inner)?;
     let origin = Route { egress: origin, relay: Some(relayed) };
     Ok(Verdict::Punt { class, origin, start: relay::PREFIX })
+}
+
+/// The header of a message of a channel, long enough to hold a tag.
+fn channel(datagram: &[u8]) -> Option<Header> {
+    let (header, sealed) = Header::parse(datagram)?;
+    (sealed.len() >= TAG).then_some(header)
 }
 
 /// Forwards for others: only what comes from where the index was given to, and exactly as long as it came.
@@ -165,9 +484,23 @@ mod tests {
             table::Builder,
         },
         node::output::Directive,
+        sys::clock,
         wire::relay::wrap,
         words::key::TransportSecret,
     };
+
+    #[derive(Default)]
+    struct Forwarded(Vec<(Egress, Vec<u8>)>);
+
+    impl Sink for Forwarded {
+        fn forward(&mut self, to: Egress, datagrams: &[u8], segment: usize) {
+            let each = datagrams.chunks(segment);
+            self.0.extend(each.map(|datagram| (to, datagram.to_vec())));
+        }
+        fn deliver<'a>(&mut self, _: VirtioHeader, _: impl Iterator<Item = &'a [u8]>) {
+            panic!("nothing was sealed")
+        }
+    }
 
     const TUNNEL: u32 = 0x00ab_cdef;
     const OURS: RelayIndex = RelayIndex(0x0101_0101);
@@ -323,23 +656,66 @@ mod tests {
     }
 
     #[test]
+    fn what_is_relayed_together_goes_on_together() {
+        let world = world();
+        let counters = Arc::<Counters>::default();
+        let (mut sender, _receiver) = queue(Arc::clone(&counters), || ());
+        let mut together: Vec<u8> = Vec::new();
+        for n in 0..3 {
+            together.extend(wrap(OURS, &data(5, n, 100)));
+        }
+        let segment = together.len() / 3;
+        // One in the middle under an index that is not alice's.
+        together.extend(wrap(OTHERS, &data(5, 3, 100)));
+        together.extend(wrap(OURS, &data(5, 4, 50)));
+        struct Sends(Vec<(Egress, usize)>);
+        impl Sink for Sends {
+            fn forward(&mut self, to: Egress, datagrams: &[u8], _: usize) {
+                assert!(datagrams.starts_with(&OTHERS.prefix()));
+                self.0.push((to, datagrams.len()));
+            }
+            fn deliver<'a>(&mut self, _: VirtioHeader, _: impl Iterator<Item = &'a [u8]>) {}
+        }
+        let mut sink = Sends(Vec::new());
+        let mut inbound = Inbound::default();
+        let table = world.table.table();
+        let now = clock::now().instant;
+        let context = Context { table, mac1: &world.mac1, now, counters: &counters };
+        inbound.room().unwrap()[..together.len()].copy_from_slice(&together);
+        let size = (together.len(), segment);
+        inbound.take(&context, alice(), size, &mut sender, &mut sink);
+        assert_eq!(sink.0, [(bob(), 3 * segment), (bob(), segment - 50)]);
+        assert_eq!(counters.drops(DropReason::UnknownTunnel), 1);
+        assert_eq!(counters.forwarded.units(), 4);
+    }
+
+    #[test]
     fn a_batch_keeps_its_order_and_one_bad_datagram_stops_nothing() {
         let world = world();
         let counters = Arc::<Counters>::default();
-        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || (), || ());
-        let mut datagrams = [
+        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || ());
+        let datagrams = [
             (bob(), data(TUNNEL << 8, 1, 1)),
-            (bob(), vec![]),
+            (bob(), vec![9]),
             (alice(), wrap(OURS, &data(5, 5, 5))),
             (bob(), data(TUNNEL << 8, 2, 2)),
             (bob(), wrap(RelayIndex(3), &data(TUNNEL << 8, 3, 3))),
         ];
-        let arrivals =
-            datagrams.iter_mut().map(|(origin, datagram)| Arrival { origin: *origin, datagram });
-        let mut sent = Vec::new();
-        batch(world.table.table(), &world.mac1, arrivals, &mut sender, &counters, |to, bytes| {
-            sent.push((to, bytes.to_vec()));
-        });
+        let mut sink = Forwarded::default();
+        let mut inbound = Inbound::default();
+        let context = Context {
+            table: world.table.table(),
+            mac1: &world.mac1,
+            now: clock::now().instant,
+            counters: &counters,
+        };
+        for (origin, datagram) in &datagrams {
+            inbound.room().unwrap()[..datagram.len()].copy_from_slice(datagram);
+            let size = (datagram.len(), datagram.len());
+            inbound.take(&context, *origin, size, &mut sender, &mut sink);
+        }
+        inbound.finish(&context, &mut sender, &mut sink);
+        let sent = sink.0;
         assert_eq!(sent, [(bob(), wrap(OTHERS, &data(5, 5, 5)))]);
         let mut punted = Vec::new();
         receiver.drain(100, |punt| {
@@ -380,6 +756,7 @@ mod tests {
                         datagram[start + 4..start + 8].try_into().unwrap())));
                     prop_assert_eq!(datagram, before);
                 }
+                Ok(Verdict::Open { .. }) => prop_assert_eq!(datagram, before),
                 Ok(Verdict::Forward(_)) => prop_assert_eq!(&before[4..8], &OURS.0.to_le_bytes()),
                 Err(_) => prop_assert_eq!(datagram, before),
             }

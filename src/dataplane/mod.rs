@@ -25,6 +25,7 @@ pub mod coalesce;
 pub mod drops;
 pub mod inbound;
 pub mod outbound;
+pub mod poll;
 pub mod punt;
 pub mod segment;
 pub mod slices;

@@ -1,19 +1,18 @@
 //! Punts: what workers hand to control because they must not handle it.
 //!
-//! Theory of operation. Each worker has one queue to control, made of three bounded ones, a quota for each class: a
+//! Theory of operation. Each worker has one queue to control, made of bounded ones, a quota for each class: a
 //! flood of handshakes takes no place from the packets of members, nor the other way round. The queues are lock-free
-//! on the worker's side. A full one drops the newest and counts it; only packets of programs are not dropped: the
-//! worker asks [`Sender::room`] first and leaves them in the TUN, where the kernel slows the programs down, until
-//! control calls it back. Buffers come from a bounded pool and go back to it. Control is woken once per batch.
+//! on the worker's side. A full one drops the newest and counts it, as any network does: what control is slow to take must
+//! not hold up what workers seal by themselves. Buffers come from a bounded pool and go back to it. Control is woken once per batch.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
     mpsc,
 };
 
 use super::drops::{Counters, DropReason};
-use crate::path::route::Route;
+use crate::{node::output::PeerSlot, path::route::Route};
 
 /// What is punted, each with its own quota.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,11 +24,16 @@ pub enum Class {
     Tunnel,
     /// IP packets of programs for a member.
     Packet,
+    /// What a worker has noticed.
+    Notice,
 }
 
 impl Class {
     /// In the order in which control takes them: an answered handshake makes the data behind it readable.
-    pub const ALL: [Self; 3] = [Self::Handshake, Self::Tunnel, Self::Packet];
+    pub const ALL: [Self; 4] = [Self::Handshake, Self::Notice, Self::Tunnel, Self::Packet];
+
+    /// In the order of their numbers.
+    const BY_NUMBER: [Self; 4] = [Self::Handshake, Self::Tunnel, Self::Packet, Self::Notice];
 
     /// How many may wait. Handshakes cost control some 0.2 ms each, so 256 are a twentieth of a second of work, and
     /// more of them are a flood. Data and packets: a few milliseconds of a gigabit, so that bursts pass and queues
@@ -39,6 +43,8 @@ impl Class {
             Self::Handshake => 256,
             Self::Tunnel => 1024,
             Self::Packet => 512,
+            // A few for each of a hundred peers that come to life at once; what is lost is noticed again.
+            Self::Notice => 512,
         }
     }
 
@@ -47,6 +53,7 @@ impl Class {
             Self::Handshake => DropReason::HandshakeQueueFull,
             Self::Tunnel => DropReason::TunnelQueueFull,
             Self::Packet => DropReason::PacketQueueFull,
+            Self::Notice => DropReason::NoticeQueueFull,
         }
     }
 }
@@ -58,6 +65,30 @@ pub enum Punt<'a> {
     Datagram(Route, &'a [u8]),
     /// A packet of a program.
     Packet(&'a [u8]),
+    /// Something noticed.
+    Notice(Notice),
+}
+
+/// What a worker has noticed while it handled messages by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// The first message has been opened under these keys: the peer has them too.
+    Confirmed {
+        /// [`crate::channel::keypair::Keypairs::index`].
+        index: u32,
+    },
+    /// A message was opened that came by another way than the peer's route.
+    Heard {
+        /// The peer's place.
+        slot: PeerSlot,
+        /// Which way.
+        origin: Route,
+    },
+    /// Something passes again: its numbers are worth looking at.
+    Active {
+        /// The member's place.
+        slot: PeerSlot,
+    },
 }
 
 /// A buffer that has grown beyond this is not kept: one jumbo packet must not hold memory for ever.
@@ -65,21 +96,26 @@ const KEEP_CAPACITY: usize = 2048;
 
 #[derive(Debug)]
 struct Item {
-    origin: Option<Route>,
+    what: What,
     bytes: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum What {
+    Datagram(Route),
+    Packet,
+    Notice(Notice),
 }
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: [AtomicUsize; 3],
-    /// The worker has left packets in the TUN and wants to be called.
-    stalled: AtomicBool,
+    waiting: [AtomicUsize; 4],
 }
 
 /// The worker's end. Dropping it ends the queue.
 #[expect(missing_debug_implementations, reason = "holds a callback")]
 pub struct Sender {
-    queues: [mpsc::SyncSender<Item>; 3],
+    queues: [mpsc::SyncSender<Item>; 4],
     pool: mpsc::Receiver<Vec<u8>>,
     shared: Arc<Shared>,
     counters: Arc<Counters>,
@@ -90,68 +126,45 @@ pub struct Sender {
 /// Control's end.
 #[expect(missing_debug_implementations, reason = "holds a callback")]
 pub struct Receiver {
-    queues: [mpsc::Receiver<Item>; 3],
+    queues: [mpsc::Receiver<Item>; 4],
     pool: mpsc::SyncSender<Vec<u8>>,
     shared: Arc<Shared>,
-    resume: Box<dyn Fn() + Send>,
 }
 
-/// A queue from one worker to control. `wake` wakes control, `resume` wakes the worker; neither may block.
-pub fn queue(
-    counters: Arc<Counters>,
-    wake: impl Fn() + Send + 'static,
-    resume: impl Fn() + Send + 'static,
-) -> (Sender, Receiver) {
-    let pairs = Class::ALL.map(|class| mpsc::sync_channel(class.quota()));
+/// A queue from one worker to control, which `wake` wakes without blocking.
+pub fn queue(counters: Arc<Counters>, wake: impl Fn() + Send + 'static) -> (Sender, Receiver) {
+    let pairs = Class::BY_NUMBER.map(|class| mpsc::sync_channel(class.quota()));
     let (senders, receivers): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
     let total = Class::ALL.into_iter().map(Class::quota).sum();
     let (to_pool, pool) = mpsc::sync_channel(total);
     let shared = Arc::<Shared>::default();
     let sender = Sender {
-        queues: senders.try_into().expect("made of three"),
+        queues: senders.try_into().expect("made of four"),
         pool,
         shared: Arc::clone(&shared),
         counters,
         wake: Box::new(wake),
         pending: false,
     };
-    let receiver = Receiver {
-        queues: receivers.try_into().expect("made of three"),
-        pool: to_pool,
-        shared,
-        resume: Box::new(resume),
-    };
+    let receiver =
+        Receiver { queues: receivers.try_into().expect("made of four"), pool: to_pool, shared };
     (sender, receiver)
 }
 
 impl Sender {
     /// Hands over a datagram, copied. Full: dropped and counted.
     pub fn datagram(&mut self, class: Class, origin: Route, bytes: &[u8]) {
-        self.push(class, Some(origin), bytes);
+        self.push(class, What::Datagram(origin), bytes);
     }
 
-    /// Hands over a packet, copied. Full: dropped and counted; ask [`Self::room`] first.
+    /// Hands over a packet, copied. Full: dropped and counted.
     pub fn packet(&mut self, bytes: &[u8]) {
-        self.push(Class::Packet, None, bytes);
+        self.push(Class::Packet, What::Packet, bytes);
     }
 
-    /// How many more of this class would be taken.
-    pub fn room(&self, class: Class) -> usize {
-        class.quota().saturating_sub(self.shared.waiting[class as usize].load(Ordering::Acquire))
-    }
-
-    /// To be called when a packet was left in the TUN for want of room: `true`, and control will call the worker back when
-    /// there is; `false` where there is room again already.
-    pub fn stall(&self) -> bool {
-        self.shared.stalled.store(true, Ordering::SeqCst);
-        // Looked at again after the flag is up: whoever made room in between has either seen the flag or is seen here.
-        if self.shared.waiting[Class::Packet as usize].load(Ordering::SeqCst)
-            < Class::Packet.quota()
-        {
-            self.shared.stalled.store(false, Ordering::SeqCst);
-            return false;
-        }
-        true
+    /// Tells what was noticed. Full: dropped and counted, and `false`: to be told again.
+    pub fn notice(&mut self, notice: Notice) -> bool {
+        self.push(Class::Notice, What::Notice(notice), &[])
     }
 
     /// Ends a batch: wakes control if there is anything for it.
@@ -161,46 +174,38 @@ impl Sender {
         }
     }
 
-    fn push(&mut self, class: Class, origin: Option<Route>, bytes: &[u8]) {
+    fn push(&mut self, class: Class, what: What, bytes: &[u8]) -> bool {
         let waiting = &self.shared.waiting[class as usize];
-        if waiting.fetch_add(1, Ordering::SeqCst) >= class.quota() {
-            waiting.fetch_sub(1, Ordering::SeqCst);
-            self.counters.count(class.full());
-            return;
-        }
-        let mut buffer = self.pool.try_recv().unwrap_or_default();
-        buffer.extend_from_slice(bytes);
-        match self.queues[class as usize].try_send(Item { origin, bytes: buffer }) {
-            Ok(()) => self.pending = true,
-            Err(_) => {
-                waiting.fetch_sub(1, Ordering::SeqCst);
-                self.counters.count(class.full());
+        if waiting.fetch_add(1, Ordering::SeqCst) < class.quota() {
+            let mut buffer = self.pool.try_recv().unwrap_or_default();
+            buffer.extend_from_slice(bytes);
+            if self.queues[class as usize].try_send(Item { what, bytes: buffer }).is_ok() {
+                self.pending = true;
+                return true;
             }
         }
+        waiting.fetch_sub(1, Ordering::SeqCst);
+        self.counters.count(class.full());
+        false
     }
 }
 
 impl Receiver {
-    /// How many of a class wait.
-    #[cfg(test)]
-    pub(super) fn waiting(&self, class: Class) -> usize {
-        self.shared.waiting[class as usize].load(Ordering::SeqCst)
-    }
-
     /// Hands over what waits, at most `limit` of each class, handshakes first. Says whether more may be waiting.
     pub fn drain(&mut self, limit: usize, mut handle: impl FnMut(Punt<'_>)) -> bool {
         let mut more = false;
         for class in Class::ALL {
             let mut taken = 0;
             while taken < limit {
-                let Ok(Item { origin, mut bytes }) = self.queues[class as usize].try_recv() else {
+                let Ok(Item { what, mut bytes }) = self.queues[class as usize].try_recv() else {
                     break;
                 };
                 self.shared.waiting[class as usize].fetch_sub(1, Ordering::SeqCst);
                 taken += 1;
-                handle(match origin {
-                    Some(origin) => Punt::Datagram(origin, &bytes),
-                    None => Punt::Packet(&bytes),
+                handle(match what {
+                    What::Datagram(origin) => Punt::Datagram(origin, &bytes),
+                    What::Packet => Punt::Packet(&bytes),
+                    What::Notice(notice) => Punt::Notice(notice),
                 });
                 bytes.clear();
                 if bytes.capacity() <= KEEP_CAPACITY {
@@ -208,12 +213,6 @@ impl Receiver {
                 }
             }
             more |= taken == limit;
-        }
-        // Half empty before the worker is called back: not for each packet.
-        let waiting = self.shared.waiting[Class::Packet as usize].load(Ordering::SeqCst);
-        if waiting <= Class::Packet.quota() / 2 && self.shared.stalled.swap(false, Ordering::SeqCst)
-        {
-            (self.resume)();
         }
         more
     }
@@ -239,6 +238,7 @@ mod tests {
         let mut all = Vec::new();
         receiver.drain(usize::MAX, |punt| match punt {
             Punt::Datagram(_, bytes) | Punt::Packet(bytes) => all.push(bytes.to_vec()),
+            Punt::Notice(notice) => panic!("{notice:?}"),
         });
         all
     }
@@ -246,11 +246,10 @@ mod tests {
     #[test]
     fn each_class_has_its_own_quota_and_the_newest_is_dropped() {
         let counters = Arc::<Counters>::default();
-        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || (), || ());
+        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || ());
         for n in 0..Class::Handshake.quota() + 10 {
             sender.datagram(Class::Handshake, origin(), &n.to_be_bytes());
         }
-        assert_eq!(sender.room(Class::Handshake), 0);
         assert_eq!(counters.drops(DropReason::HandshakeQueueFull), 10);
         sender.packet(b"packet");
         sender.datagram(Class::Tunnel, origin(), b"data");
@@ -260,13 +259,13 @@ mod tests {
         assert_eq!(all[0], 0_usize.to_be_bytes());
         assert_eq!(all[Class::Handshake.quota() - 1], (Class::Handshake.quota() - 1).to_be_bytes());
         assert_eq!(&all[Class::Handshake.quota()..], [b"data".to_vec(), b"packet".to_vec()]);
-        assert!(sender.room(Class::Handshake) > 0);
+        assert!(sender.notice(Notice::Confirmed { index: 1 }), "empty again");
     }
 
     #[test]
     fn control_is_woken_once_per_batch_and_not_for_nothing() {
         let (wakes, wake) = counted();
-        let (mut sender, _receiver) = queue(Arc::default(), wake, || ());
+        let (mut sender, _receiver) = queue(Arc::default(), wake);
         sender.flush();
         assert_eq!(wakes.load(Ordering::SeqCst), 0);
         for _ in 0..50 {
@@ -278,25 +277,8 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_left_packets_behind_is_called_back() {
-        let (calls, resume) = counted();
-        let (mut sender, mut receiver) = queue(Arc::default(), || (), resume);
-        assert!(!sender.stall(), "there is room");
-        for _ in 0..Class::Packet.quota() {
-            sender.packet(b"packet");
-        }
-        assert!(sender.stall());
-        receiver.drain(1, |_| ());
-        assert_eq!(calls.load(Ordering::SeqCst), 0, "not for one");
-        drain(&mut receiver);
-        assert_eq!(calls.load(Ordering::SeqCst), 1);
-        drain(&mut receiver);
-        assert_eq!(calls.load(Ordering::SeqCst), 1, "once");
-    }
-
-    #[test]
     fn buffers_come_back_but_big_ones_do_not() {
-        let (mut sender, mut receiver) = queue(Arc::default(), || (), || ());
+        let (mut sender, mut receiver) = queue(Arc::default(), || ());
         sender.packet(&[7; 1400]);
         sender.packet(&[8; 60_000]);
         drain(&mut receiver);
@@ -308,7 +290,7 @@ mod tests {
     #[test]
     fn nothing_is_lost_or_doubled_between_threads() {
         let counters = Arc::<Counters>::default();
-        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || (), || ());
+        let (mut sender, mut receiver) = queue(Arc::clone(&counters), || ());
         const ALL: u32 = 200_000;
         let worker = std::thread::spawn(move || {
             for n in 0..ALL {

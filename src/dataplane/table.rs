@@ -24,6 +24,9 @@ use crate::{
     wire::relay::RelayIndex,
 };
 
+/// The largest datagram that is sent where nothing is known of the way: what an Ethernet's 1500 bytes leave over IPv6.
+pub const DATAGRAM: u16 = 1452;
+
 /// One member in the table.
 #[derive(Debug, Clone)]
 pub struct Peer {
@@ -35,6 +38,8 @@ pub struct Peer {
     pub carrier: Carrier,
     /// What its packets are sealed with; `None`: they go to control.
     pub seal_with: Option<Arc<Keypairs>>,
+    /// The largest datagram on the way to it.
+    pub datagram: u16,
     /// What went to it and came from it.
     pub traffic: Arc<Traffic>,
 }
@@ -200,6 +205,7 @@ impl Builder {
                     route: None,
                     carrier: Carrier::Own,
                     seal_with: None,
+                    datagram: DATAGRAM,
                     traffic: Arc::default(),
                 };
                 Arc::make_mut(&mut self.next.peers).insert(slot, peer);
@@ -242,6 +248,14 @@ impl Builder {
             Directive::RemoveRelay { index } => {
                 Arc::make_mut(&mut next.relays).remove(&index);
             }
+        }
+    }
+
+    /// The largest datagram on the way to a member is another than [`DATAGRAM`].
+    pub fn set_datagram(&mut self, slot: PeerSlot, datagram: u16) {
+        if let Some(peer) = Arc::make_mut(&mut self.next.peers).get_mut(&slot) {
+            peer.datagram = datagram;
+            self.changed = true;
         }
     }
 

@@ -1,5 +1,5 @@
-//! `sendmsg` and `recvmsg` for one UDP datagram with the address of ours that it came to or leaves from (`IP_PKTINFO`,
-//! `IPV6_PKTINFO`), without allocation. Room for the control messages of segmentation offload is here too.
+//! `sendmsg` and `recvmsg` for UDP datagrams of one peer, one or many at once (`UDP_SEGMENT`, `UDP_GRO`), with the address of ours
+//! that they came to or leave from (`IP_PKTINFO`, `IPV6_PKTINFO`), without allocation.
 
 use std::{
     io, mem,
@@ -11,11 +11,23 @@ use std::{
 #[repr(C, align(8))]
 struct Control([u8; 128]);
 
-/// Receives one datagram: length, origin, and the address it was sent to where the kernel says so.
-pub(super) fn receive(
-    socket: BorrowedFd<'_>,
-    buf: &mut [u8],
-) -> io::Result<(usize, SocketAddr, Option<IpAddr>)> {
+/// What one call has received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Raw {
+    /// Bytes, of all datagrams together.
+    pub(super) len: usize,
+    /// Length of each datagram but the last, which may be shorter; the whole length where there is one.
+    pub(super) segment: usize,
+    /// Who seems to have sent them.
+    pub(super) origin: SocketAddr,
+    /// To which address of ours, where the kernel says so.
+    pub(super) own: Option<IpAddr>,
+    /// `buf` was too short: the rest is lost.
+    pub(super) is_cut: bool,
+}
+
+/// Receives one datagram, or where the socket has `UDP_GRO` several of equal length that came together.
+pub(super) fn receive(socket: BorrowedFd<'_>, buf: &mut [u8]) -> io::Result<Raw> {
     // SAFETY: plain C structures for which zero is valid.
     let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) =
         unsafe { (mem::zeroed(), mem::zeroed()) };
@@ -28,10 +40,16 @@ pub(super) fn receive(
     header.msg_control = control.0.as_mut_ptr().cast();
     header.msg_controllen = control.0.len() as _;
     // SAFETY: every pointer in the header is to a live local (or `buf`) of the length given with it.
-    let length = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
-    let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
+    let len = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) };
+    let len = usize::try_from(len).map_err(|_| io::Error::last_os_error())?;
     let origin = address_of(&name).ok_or(io::ErrorKind::InvalidData)?;
-    let mut own = None;
+    let mut raw = Raw {
+        len,
+        segment: len,
+        origin,
+        own: None,
+        is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
+    };
     // SAFETY: the kernel has filled the control buffer and set its length; the macros stay within it.
     let mut message = unsafe { libc::CMSG_FIRSTHDR(&raw const header) };
     while !message.is_null() {
@@ -44,26 +62,33 @@ pub(super) fn receive(
                 // SAFETY: this kind carries an in6_pktinfo; read without alignment.
                 let info: libc::in6_pktinfo =
                     unsafe { data.cast::<libc::in6_pktinfo>().read_unaligned() };
-                own = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+                raw.own = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
             }
             (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                 // SAFETY: this kind carries an in_pktinfo; read without alignment.
                 let info: libc::in_pktinfo =
                     unsafe { data.cast::<libc::in_pktinfo>().read_unaligned() };
-                own = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                raw.own = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+            }
+            (libc::SOL_UDP, libc::UDP_GRO) => {
+                // SAFETY: this kind carries an int (udp_cmsg_recv); read without alignment.
+                let segment = unsafe { data.cast::<i32>().read_unaligned() };
+                raw.segment = usize::try_from(segment).ok().filter(|s| *s > 0).unwrap_or(len);
             }
             _ => {}
         }
         // SAFETY: the same header and a message of it.
         message = unsafe { libc::CMSG_NXTHDR(&raw const header, message) };
     }
-    Ok((length, origin, own))
+    Ok(raw)
 }
 
-/// Sends one datagram to `endpoint`, whose family must be the socket's, from our address `own` if one is given.
+/// Sends to `endpoint`, whose family must be the socket's, from our address `own` if one is given: `bytes` as one datagram, or,
+/// where a `segment` is given, cut by the kernel into datagrams of that length, the last perhaps shorter.
 pub(super) fn send(
     socket: BorrowedFd<'_>,
-    datagram: &[u8],
+    bytes: &[u8],
+    segment: Option<u16>,
     endpoint: SocketAddr,
     own: Option<IpAddr>,
 ) -> io::Result<()> {
@@ -71,8 +96,7 @@ pub(super) fn send(
     let (mut name, mut header): (libc::sockaddr_storage, libc::msghdr) =
         unsafe { (mem::zeroed(), mem::zeroed()) };
     let mut control = Control([0; 128]);
-    let mut part =
-        libc::iovec { iov_base: datagram.as_ptr().cast_mut().cast(), iov_len: datagram.len() };
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     header.msg_name = (&raw mut name).cast();
     header.msg_namelen = write_address(endpoint, &mut name);
     header.msg_iov = &raw mut part;
@@ -96,12 +120,15 @@ pub(super) fn send(
         }
         (SocketAddr::V4(_), Some(IpAddr::V6(_))) => return Err(io::ErrorKind::InvalidInput.into()),
     }
-    // SAFETY: every pointer in the header is to a live local (or `datagram`, which is only read) of the length given with it.
+    if let Some(segment) = segment {
+        attach(&mut header, &mut control, (libc::SOL_UDP, libc::UDP_SEGMENT), segment);
+    }
+    // SAFETY: every pointer in the header is to a live local (or `bytes`, which is only read) of the length given with it.
     let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const header, libc::MSG_NOSIGNAL) };
     if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Puts one control message into the empty buffer.
+/// Puts one more control message behind those in the buffer.
 fn attach<T: Copy>(
     header: &mut libc::msghdr,
     control: &mut Control,
@@ -111,17 +138,19 @@ fn attach<T: Copy>(
     let size = size_of::<T>() as u32;
     // SAFETY: arithmetic only.
     let (space, length) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
-    debug_assert!(space as usize <= control.0.len());
-    header.msg_control = control.0.as_mut_ptr().cast();
-    header.msg_controllen = space as _;
-    // SAFETY: the buffer is aligned for a cmsghdr and has room for it and the value (asserted; the largest is an in6_pktinfo).
+    let used = header.msg_controllen as usize;
+    assert!(used + space as usize <= control.0.len(), "the largest two take 64 bytes");
+    // SAFETY: within the buffer (asserted), whose messages all begin at multiples of eight (CMSG_SPACE pads), as a cmsghdr wants;
+    // the value is written without alignment.
     unsafe {
-        let message = libc::CMSG_FIRSTHDR(&raw const *header);
+        let message = control.0.as_mut_ptr().add(used).cast::<libc::cmsghdr>();
         (*message).cmsg_level = level;
         (*message).cmsg_type = kind;
         (*message).cmsg_len = length as _;
         libc::CMSG_DATA(message).cast::<T>().write_unaligned(value);
     }
+    header.msg_control = control.0.as_mut_ptr().cast();
+    header.msg_controllen = (used + space as usize) as _;
 }
 
 fn address_of(name: &libc::sockaddr_storage) -> Option<SocketAddr> {

@@ -30,6 +30,10 @@ use super::{
     view,
 };
 
+/// Bytes of the largest superpacket: cut into slices and sealed it still fits one datagram's worth of bytes, and with it one system
+/// call, over a path of 1280 bytes too.
+const GSO_MAX_SIZE: u32 = 60_000;
+
 /// The one device inside besides lo.
 pub const DEVICE: &str = "cn0";
 
@@ -53,6 +57,8 @@ pub struct BuildSpec {
     pub mtu: u16,
     /// A file that is `/etc/hosts` inside; must exist.
     pub hosts: PathBuf,
+    /// How many queues a TUN has: one for each worker.
+    pub queues: u8,
     /// What to make the device of.
     pub backend: Backend,
     /// Whether to listen for ssh on both overlay addresses.
@@ -239,6 +245,7 @@ pub fn build_in_child(spec: &BuildSpec) -> Result<Built, BuildError> {
 #[derive(Serialize, Deserialize)]
 struct Report {
     device: DeviceKind,
+    queues: usize,
     notes: Vec<String>,
 }
 
@@ -246,14 +253,16 @@ struct Report {
 const MAX_REPORT: usize = 16 * 1024;
 
 fn hand_over(to: &OwnedFd, built: Result<Built, BuildError>) -> io::Result<()> {
-    let report = built
-        .as_ref()
-        .map(|built| Report { device: built.device.kind, notes: built.notes.clone() });
+    let report = built.as_ref().map(|built| Report {
+        device: built.device.kind,
+        queues: built.device.fds.len(),
+        notes: built.notes.clone(),
+    });
     let bytes = serde_json::to_vec(&report.map_err(Clone::clone))?;
     let mut fds = Vec::new();
     if let Ok(built) = &built {
         fds.extend(built.namespaces.as_fds());
-        fds.push(built.device.fd.as_fd());
+        fds.extend(built.device.fds.iter().map(AsFd::as_fd));
         fds.extend(built.ssh_listeners.iter().map(AsFd::as_fd));
     }
     fd::send_with_fds(to, &bytes, &fds)
@@ -271,12 +280,16 @@ fn receive(from: &OwnedFd) -> io::Result<Result<Built, BuildError>> {
     };
     let mut fds = fds.into_iter();
     let namespaces: Vec<OwnedFd> = fds.by_ref().take(Namespaces::COUNT).collect();
-    let (Ok(namespaces), Some(device)) = (namespaces.try_into(), fds.next()) else {
+    let queues: Vec<OwnedFd> = fds.by_ref().take(report.queues).collect();
+    let Ok(namespaces) = namespaces.try_into() else {
         return Err(io::ErrorKind::InvalidData.into());
     };
+    if queues.is_empty() || queues.len() < report.queues {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
     Ok(Ok(Built {
         namespaces: Namespaces::from_fds(namespaces),
-        device: Device { kind: report.device, fd: device },
+        device: Device { kind: report.device, fds: queues },
         ssh_listeners: fds.collect(),
         notes: report.notes,
     }))
@@ -441,7 +454,7 @@ fn setting(name: &str, value: &str) -> io::Result<()> {
 fn make_device(spec: &BuildSpec, notes: &mut Vec<String>) -> Result<Device, BuildError> {
     let refused = match spec.backend {
         Backend::Packet => None,
-        Backend::Auto | Backend::Tun => match tun::make(DEVICE) {
+        Backend::Auto | Backend::Tun => match tun::make(DEVICE, spec.queues) {
             Ok(device) => return Ok(device),
             Err(error) => Some(OsError::of(&error)),
         },
@@ -486,10 +499,13 @@ fn configure_device(spec: &BuildSpec, netlink: &mut Netlink, ipv6: bool) -> Resu
         multicast: Some(false),
         // The overlay address is the node's one IPv6 address: programs that announce all they have would announce a dead end.
         no_link_local: ipv6,
-        up: None,
+        ..LinkChange::default()
     };
     let what = |what: &str| format!("{what} {DEVICE}");
     netlink.change_link(DEVICE, change).map_err(|e| BuildError::step(what("configure"), e))?;
+    // Older kernels cannot be asked: superpackets of 64 KiB then leave in two calls.
+    let fitting = LinkChange { gso_max_size: Some(GSO_MAX_SIZE), ..LinkChange::default() };
+    let _ = netlink.change_link(DEVICE, fitting);
     // Up before the addresses: IPv6 addresses of a link that is down have no routes.
     let up = LinkChange { up: Some(true), ..LinkChange::default() };
     netlink.change_link(DEVICE, up).map_err(|e| BuildError::step(what("bring up"), e))?;

@@ -19,6 +19,8 @@ use nix::{
     },
 };
 
+/// `IFLA_GSO_MAX_SIZE` (linux/if_link.h, Linux 4.6 to read and 4.16 to set).
+const IFLA_GSO_MAX_SIZE: u16 = 41;
 /// `IFLA_INET6_ADDR_GEN_MODE` (linux/if_link.h), which libc does not name.
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 /// `IN6_ADDR_GEN_MODE_NONE`: no link-local address of the kernel's own.
@@ -40,6 +42,8 @@ pub struct Netlink {
 pub struct LinkChange {
     /// Largest packet, bytes.
     pub mtu: Option<u16>,
+    /// Bytes of the largest superpacket.
+    pub gso_max_size: Option<u32>,
     /// Up or down.
     pub up: Option<bool>,
     /// Whether neighbours are resolved; off on a device with exactly one other end.
@@ -97,6 +101,9 @@ impl Netlink {
         request.link_header(index(name)?, flags, mask);
         if let Some(mtu) = change.mtu {
             request.attribute(libc::IFLA_MTU, &u32::from(mtu).to_ne_bytes());
+        }
+        if let Some(size) = change.gso_max_size {
+            request.attribute(IFLA_GSO_MAX_SIZE, &size.to_ne_bytes());
         }
         if change.no_link_local {
             request.nested(libc::IFLA_AF_SPEC, |request| {

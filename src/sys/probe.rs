@@ -97,7 +97,7 @@ fn user_namespaces() -> Outcome {
 
 fn tun_device() -> Outcome {
     unshare()?;
-    match tun::make(namespace::DEVICE) {
+    match tun::make(namespace::DEVICE, 1) {
         Ok(_) => Ok("/dev/net/tun opens, and a device can be made".to_owned()),
         Err(error) => {
             let os = OsError::of(&error);
@@ -127,6 +127,7 @@ fn whole(name: &str, ping: &str, ports: &str) -> Vec<Probe> {
         ipv6: Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1),
         ipv6_prefix: 48,
         mtu: 1400,
+        queues: 1,
         hosts: PathBuf::from("/etc/hosts"),
         backend: Backend::Auto,
         ssh_port: true,

@@ -15,6 +15,7 @@ use std::{
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
+    sched::{CpuSet, sched_setaffinity},
     sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -355,6 +356,16 @@ impl AsFd for PidFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Binds the calling thread to one core.
+///
+/// # Errors
+/// `InvalidInput`: there is no such core, or it is not ours to use.
+pub fn bind_to_core(core: u16) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core.into())?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
 }
 
 #[cfg(test)]

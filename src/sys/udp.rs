@@ -7,11 +7,17 @@
 //! the sender makes fragments, so there ICMP must be heard (`IPV6_PMTUDISC_WANT`, never below 1280).
 //!
 //! Addresses. What is sent to an endpoint leaves from the address of ours that the endpoint last wrote to.
+//!
+//! Offloads. Many datagrams for one endpoint go to the kernel in one call (`UDP_SEGMENT`, Linux 4.18) and come from it in one
+//! (`UDP_GRO`, 5.0). Both are probed when the socket is made. Segmentation is refused where the device cannot finish checksums
+//! (`EIO`): given up for this socket; and where the route's MTU is below a datagram's size (`EINVAL`, `EMSGSIZE`): that batch then
+//! leaves one by one, in fragments.
 
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
 use nix::{
@@ -26,6 +32,41 @@ use super::{OsError, clock, datagram, source::Sources};
 
 /// What the socket asks for, bytes: about 3 ms of ten gigabits. Without privilege the kernel grants `net.core.rmem_max`.
 const BUFFER: usize = 4 << 20;
+
+/// The most datagrams the kernel cuts from one call: UDP_MAX_SEGMENTS before Linux 6.8, 128 since.
+pub const MAX_SEGMENTS: usize = 64;
+
+/// The most bytes of datagrams in one call: a UDP payload's limit over IPv4.
+pub const MAX_BYTES: usize = 65_507;
+
+/// Which offloads a socket uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offloads {
+    /// Many datagrams in one call out.
+    pub segment: bool,
+    /// Many datagrams in one call in.
+    pub gro: bool,
+}
+
+impl Offloads {
+    /// Whatever the kernel can.
+    pub const ALL: Self = Self { segment: true, gro: true };
+    /// As if the kernel could nothing.
+    pub const NONE: Self = Self { segment: false, gro: false };
+}
+
+/// What one call has received: datagrams of one origin, all but the last of one length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received {
+    /// Bytes of all together.
+    pub len: usize,
+    /// Length of each but the last.
+    pub segment: usize,
+    /// Who seems to have sent them.
+    pub origin: SocketAddr,
+    /// The buffer was too short: the end is lost.
+    pub is_cut: bool,
+}
 
 /// What became of a datagram. Only [`Self::Failed`] is worth a line in the log: the rest is what networks do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,6 +92,8 @@ pub struct Udp {
     family: Family,
     /// Where the socket is bound to every address.
     sources: Option<Sources>,
+    can_segment: AtomicBool,
+    can_gro: AtomicBool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -90,12 +133,29 @@ impl Udp {
         }
     }
 
+    /// Another socket on the same address and port: the kernel gives each peer's datagrams to one of them, always the same.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn another(&self) -> io::Result<Self> {
+        // Only now: whoever binds first must find out that the port is taken.
+        setsockopt(&self.socket, sockopt::ReusePort, &true)?;
+        Self::open_as(self.socket.local_addr()?, self.family, true)
+    }
+
     fn open(address: SocketAddr, family: Family) -> io::Result<Self> {
+        Self::open_as(address, family, false)
+    }
+
+    fn open_as(address: SocketAddr, family: Family, shares: bool) -> io::Result<Self> {
         let domain = if family == Family::V4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(domain, SockType::Datagram, flags, None)?;
         if family != Family::V4 {
             setsockopt(&socket, sockopt::Ipv6V6Only, &(family == Family::V6))?;
+        }
+        if shares {
+            setsockopt(&socket, sockopt::ReusePort, &true)?;
         }
         bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
         for step in [sockopt_rcvbuf as fn(&OwnedFd), sockopt_sndbuf] {
@@ -122,7 +182,39 @@ impl Udp {
             };
             set_number(&socket, level, option, 1)?;
         }
-        Ok(Self { socket: socket.into(), family, sources })
+        // Asking for no segmentation shows whether there is any.
+        let can_segment = set_number(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        let can_gro = set_number(&socket, libc::SOL_UDP, libc::UDP_GRO, 1).is_ok();
+        Ok(Self {
+            socket: socket.into(),
+            family,
+            sources,
+            can_segment: AtomicBool::new(can_segment),
+            can_gro: AtomicBool::new(can_gro),
+        })
+    }
+
+    /// Which offloads it uses now.
+    pub fn offloads(&self) -> Offloads {
+        Offloads { segment: self.can_segment.load(Relaxed), gro: self.can_gro.load(Relaxed) }
+    }
+
+    /// Uses no other offloads than these from now on.
+    pub fn restrict(&self, offloads: Offloads) {
+        self.can_segment.fetch_and(offloads.segment, Relaxed);
+        if !offloads.gro && self.can_gro.swap(false, Relaxed) {
+            let _ = set_number(&self.socket, libc::SOL_UDP, libc::UDP_GRO, 0);
+        }
+    }
+
+    /// Holds no more than this many bytes in either direction, as a machine with small limits would.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn limit_buffers(&self, bytes: usize) -> io::Result<()> {
+        setsockopt(&self.socket, sockopt::RcvBuf, &bytes)?;
+        setsockopt(&self.socket, sockopt::SndBuf, &bytes)?;
+        Ok(())
     }
 
     /// The port it is bound to.
@@ -148,6 +240,40 @@ impl Udp {
 
     /// Sends one datagram.
     pub fn send_to(&self, datagram: &[u8], endpoint: SocketAddr) -> SendOutcome {
+        self.send(datagram, None, endpoint)
+    }
+
+    /// Sends `bytes` as datagrams of `segment` bytes, the last perhaps shorter: at most [`MAX_SEGMENTS`] and [`MAX_BYTES`]. Where
+    /// the kernel does not cut them itself, one by one; the worst outcome counts then.
+    pub fn send_segments(&self, bytes: &[u8], segment: usize, endpoint: SocketAddr) -> SendOutcome {
+        if bytes.len() <= segment {
+            return self.send(bytes, None, endpoint);
+        }
+        if self.can_segment.load(Relaxed)
+            && let Ok(size) = u16::try_from(segment)
+        {
+            match self.send(bytes, Some(size), endpoint) {
+                // Whether it was the segmentation or the way, the datagrams one by one will tell.
+                SendOutcome::Failed(error) if error.is(libc::EIO) => {
+                    self.can_segment.store(false, Relaxed);
+                }
+                SendOutcome::Unreachable | SendOutcome::TooBig => {}
+                outcome @ (SendOutcome::Sent
+                | SendOutcome::Full
+                | SendOutcome::Filtered
+                | SendOutcome::Failed(_)) => return outcome,
+            }
+        }
+        let outcomes = bytes.chunks(segment).map(|datagram| self.send(datagram, None, endpoint));
+        outcomes.fold(
+            SendOutcome::Sent,
+            |worst, outcome| {
+                if outcome == SendOutcome::Sent { worst } else { outcome }
+            },
+        )
+    }
+
+    fn send(&self, bytes: &[u8], segment: Option<u16>, endpoint: SocketAddr) -> SendOutcome {
         let name = match (self.family, endpoint) {
             (Family::V4, SocketAddr::V6(_)) | (Family::V6, SocketAddr::V4(_)) => {
                 return SendOutcome::Unreachable;
@@ -161,7 +287,7 @@ impl Udp {
         };
         let mut own = self.sources.as_ref().and_then(|s| s.towards(endpoint, clock::since_boot()));
         loop {
-            let Err(error) = datagram::send(self.socket.as_fd(), datagram, name, own) else {
+            let Err(error) = datagram::send(self.socket.as_fd(), bytes, segment, name, own) else {
                 return SendOutcome::Sent;
             };
             let error = OsError::of(&error);
@@ -169,7 +295,9 @@ impl Udp {
                 continue;
             }
             let outcome = outcome(error);
-            if outcome != SendOutcome::Unreachable || own.take().is_none() {
+            // A batch that does not fit the route says so by EINVAL as well: no reason to forget an address.
+            let is_size = segment.is_some() && error.is(libc::EINVAL);
+            if outcome != SendOutcome::Unreachable || is_size || own.take().is_none() {
                 return outcome;
             }
             // The address may be ours no more: once again from whichever there is.
@@ -177,21 +305,31 @@ impl Udp {
         }
     }
 
-    /// Receives one datagram into `buf`: its length and origin. One longer than `buf` is cut.
+    /// Receives one datagram into `buf`: its length and origin. One longer than `buf` is cut. For sockets without `UDP_GRO`
+    /// ([`Self::restrict`]), or buffers for many datagrams.
     ///
     /// # Errors
     /// `WouldBlock`: there is none; anything else: the socket is of no more use.
     pub fn receive_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.receive(buf).map(|received| (received.len, received.origin))
+    }
+
+    /// Receives what came together from one origin into `buf`, which should hold 64 KiB.
+    ///
+    /// # Errors
+    /// `WouldBlock`: there is nothing; anything else: the socket is of no more use.
+    pub fn receive(&self, buf: &mut [u8]) -> io::Result<Received> {
         loop {
             match datagram::receive(self.socket.as_fd(), buf) {
-                Ok((length, origin, own)) => {
-                    let origin = canonical(origin);
-                    if let (Some(sources), Some(own)) = (&self.sources, own)
+                Ok(raw) => {
+                    let origin = canonical(raw.origin);
+                    if let (Some(sources), Some(own)) = (&self.sources, raw.own)
                         && may_be_source(own)
                     {
                         sources.heard(origin, own, clock::since_boot());
                     }
-                    return Ok((length, origin));
+                    let datagram::Raw { len, segment, is_cut, .. } = raw;
+                    return Ok(Received { len, segment, origin, is_cut });
                 }
                 // News about a datagram sent before (ICMP), not about this socket.
                 Err(error) if is_hearsay(&error) => {}
@@ -271,7 +409,7 @@ fn sockopt_sndbuf(socket: &OwnedFd) {
         .or_else(|_: Errno| setsockopt(socket, sockopt::SndBuf, &BUFFER));
 }
 
-fn set_number(socket: &OwnedFd, level: i32, option: i32, value: i32) -> io::Result<()> {
+fn set_number(socket: &impl AsRawFd, level: i32, option: i32, value: i32) -> io::Result<()> {
     // SAFETY: these options read one int behind a valid pointer.
     let done = unsafe {
         libc::setsockopt(

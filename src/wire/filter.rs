@@ -43,16 +43,28 @@ pub fn inbound<'a>(
     peer: &[IpAddr],
 ) -> Result<IpView<'a>, FilterError> {
     let view = IpView::parse(packet)?;
+    check_inbound(&view, own, |source| peer.contains(&source)).map(|()| view)
+}
+
+/// The same for a packet whose header has been read; `belongs` says whether an address is the sender's.
+///
+/// # Errors
+/// [`FilterError`].
+pub fn check_inbound(
+    view: &IpView<'_>,
+    own: &[IpAddr],
+    belongs: impl Fn(IpAddr) -> bool,
+) -> Result<(), FilterError> {
     if view.is_reserved() {
         return Err(FilterError::Reserved);
     }
-    if !peer.contains(&view.source()) {
+    if !belongs(view.source()) {
         return Err(FilterError::Source);
     }
     if !own.contains(&view.destination()) {
         return Err(FilterError::Destination);
     }
-    Ok(view)
+    Ok(())
 }
 
 /// A packet that a program of this node has sent: its source belongs to this node. Whose its destination is, the caller
@@ -62,13 +74,21 @@ pub fn inbound<'a>(
 /// [`FilterError`], the first rule that it breaks.
 pub fn outbound<'a>(packet: &'a [u8], own: &[IpAddr]) -> Result<IpView<'a>, FilterError> {
     let view = IpView::parse(packet)?;
+    check_outbound(&view, own).map(|()| view)
+}
+
+/// The same for a packet whose header has been read.
+///
+/// # Errors
+/// [`FilterError`].
+pub fn check_outbound(view: &IpView<'_>, own: &[IpAddr]) -> Result<(), FilterError> {
     if view.is_reserved() {
         return Err(FilterError::Reserved);
     }
     if !own.contains(&view.source()) {
         return Err(FilterError::Source);
     }
-    Ok(view)
+    Ok(())
 }
 
 #[cfg(test)]

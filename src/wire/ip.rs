@@ -18,6 +18,7 @@ pub enum IpError {
 #[derive(Debug, Clone, Copy)]
 pub struct IpView<'a> {
     bytes: &'a [u8],
+    len: usize,
     source: IpAddr,
     destination: IpAddr,
     protocol: u8,
@@ -29,6 +30,21 @@ impl<'a> IpView<'a> {
     /// # Errors
     /// [`IpError`].
     pub fn parse(bytes: &'a [u8]) -> Result<Self, IpError> {
+        Self::parse_front(bytes, bytes.len())
+    }
+
+    /// The same for the first bytes of a packet of which `available` bytes are at hand, the rest elsewhere.
+    ///
+    /// # Errors
+    /// [`IpError`].
+    pub fn parse_front(bytes: &'a [u8], available: usize) -> Result<Self, IpError> {
+        let front = |total: usize| {
+            if total > available {
+                Err(IpError::Truncated)
+            } else {
+                Ok(&bytes[..total.min(bytes.len())])
+            }
+        };
         match bytes.first().ok_or(IpError::Truncated)? >> 4 {
             4 => {
                 let header: &[u8; 20] = bytes.first_chunk().ok_or(IpError::Truncated)?;
@@ -41,7 +57,8 @@ impl<'a> IpView<'a> {
                     Ipv4Addr::new(header[at], header[at + 1], header[at + 2], header[at + 3])
                 };
                 Ok(Self {
-                    bytes: bytes.get(..total).ok_or(IpError::Truncated)?,
+                    bytes: front(total)?,
+                    len: total,
                     source: address(12).into(),
                     destination: address(16).into(),
                     protocol: header[9],
@@ -56,7 +73,8 @@ impl<'a> IpView<'a> {
                     Ipv6Addr::from(octets)
                 };
                 Ok(Self {
-                    bytes: bytes.get(..total).ok_or(IpError::Truncated)?,
+                    bytes: front(total)?,
+                    len: total,
                     source: address(8).into(),
                     destination: address(24).into(),
                     protocol: header[6],
@@ -66,9 +84,13 @@ impl<'a> IpView<'a> {
         }
     }
 
-    /// The whole packet, cut to its own length.
+    /// The whole packet, cut to its own length (or its first bytes, where no more were given).
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
+    }
+    /// Its length, as its header says.
+    pub fn total_len(&self) -> usize {
+        self.len
     }
     /// Source address of the header.
     pub fn source(&self) -> IpAddr {

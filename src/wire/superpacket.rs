@@ -69,19 +69,22 @@ pub struct VirtioHeader {
 }
 
 impl VirtioHeader {
-    /// Reads what a TUN put in front of a packet. `None`: fewer bytes than a header has.
-    pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
-        let (header, rest) = bytes.split_first_chunk::<VIRTIO_HEADER>()?;
-        let [flags, gso_type, a, b, c, d, e, f, g, h] = *header;
-        let parsed = Self {
+    /// Reads what a TUN put in front of a packet.
+    pub fn of(bytes: [u8; VIRTIO_HEADER]) -> Self {
+        let [flags, gso_type, a, b, c, d, e, f, g, h] = bytes;
+        Self {
             flags,
             gso_type,
             header_len: u16::from_ne_bytes([a, b]),
             segment: u16::from_ne_bytes([c, d]),
             checksum_start: u16::from_ne_bytes([e, f]),
             checksum_offset: u16::from_ne_bytes([g, h]),
-        };
-        Some((parsed, rest))
+        }
+    }
+
+    /// The same, with the packet behind it. `None`: fewer bytes than a header has.
+    pub fn parse(bytes: &[u8]) -> Option<(Self, &[u8])> {
+        bytes.split_first_chunk().map(|(header, rest)| (Self::of(*header), rest))
     }
 
     /// For writing in front of a packet.
@@ -265,11 +268,24 @@ impl Headers {
 /// # Errors
 /// [`ShapeError`]: the packet is dropped.
 pub fn kind(header: &VirtioHeader, packet: &mut [u8]) -> Result<Kind, ShapeError> {
+    let len = packet.len();
+    kind_front(header, packet, len)
+}
+
+/// As [`kind`], for a packet of `len` bytes of which at least the headers are in `packet`, the rest elsewhere.
+///
+/// # Errors
+/// [`ShapeError`]: the packet is dropped.
+pub fn kind_front(
+    header: &VirtioHeader,
+    packet: &mut [u8],
+    len: usize,
+) -> Result<Kind, ShapeError> {
     if header.gso_type == GSO_NONE && header.flags & NEEDS_CHECKSUM == 0 {
         return Ok(Kind::Whole);
     }
     let found = Headers::find(packet).and_then(|found| {
-        let is_whole = found.stated_len(packet) == packet.len();
+        let is_whole = found.stated_len(packet) == len;
         if is_whole { Ok(found) } else { Err(ShapeError::Ip(IpError::Truncated)) }
     });
     match header.gso_type & !GSO_ECN {
@@ -281,6 +297,9 @@ pub fn kind(header: &VirtioHeader, packet: &mut [u8]) -> Result<Kind, ShapeError
             let (start, offset) = (header.checksum_start, header.checksum_offset);
             if found.map(place) == Ok((start.into(), offset.into())) {
                 return Ok(Kind::Unfinished);
+            }
+            if packet.len() < len {
+                return Err(ShapeError::Transport);
             }
             finish(header, packet).map(|()| Kind::Whole)
         }

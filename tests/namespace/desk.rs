@@ -124,6 +124,7 @@ impl Desk {
             ipv6: IPV6,
             ipv6_prefix: 48,
             mtu: 1400,
+            queues: 1,
             hosts: self.hosts.path().to_owned(),
             backend,
             ssh_port: true,

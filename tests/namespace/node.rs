@@ -16,7 +16,6 @@ use clusternet::sys::{
     netlink::{LinkChange, Netlink},
     poll,
     process::{self, fork_child},
-    tun::Queue,
 };
 use nix::{
     mount::{MsFlags, mount},
@@ -26,7 +25,7 @@ use nix::{
 
 use crate::{
     desk::{Desk, IPV4, IPV6, PATIENCE, Tun, USER, become_user, stage},
-    packets::{await_packet, protocol},
+    packets::{await_packet, protocol, queue, read},
 };
 
 pub(crate) fn user_of_test() -> u32 {
@@ -121,13 +120,12 @@ pub(crate) fn two_instances() {
         let (status, text) = desk.run(&built.namespaces, "ping -n -c 1 -W 5 10.99.0.5");
         assert_eq!(status, 0, "{text}");
     }
-    let (queue_a, queue_b) = (Queue::new(a.device), Queue::new(b.device));
+    let (queue_a, queue_b) = (queue(a.device), queue(b.device));
     let (status, _) = desk.run(&a.namespaces, "ping -n -c 1 -W 1 10.99.0.7");
     assert_eq!(status, 1, "nobody answers");
     await_packet(&queue_a, |packet| protocol(packet) == 1);
-    let mut buf = [0; 2048];
-    while let Ok(length) = queue_b.read(&mut buf) {
-        assert_ne!(protocol(&buf[..length]), 1, "a packet of the other instance");
+    while let Ok(packet) = read(&queue_b) {
+        assert_ne!(protocol(&packet), 1, "a packet of the other instance");
     }
 }
 
@@ -198,7 +196,7 @@ pub(crate) fn device_life() {
     let second = device.try_clone().unwrap();
     // A reader that is killed.
     let reader = fork_child(|| {
-        let _queue = Queue::new(device.try_clone().unwrap());
+        let _queue = queue(device.try_clone().unwrap());
         nix::unistd::pause();
         0
     })

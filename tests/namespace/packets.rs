@@ -8,13 +8,16 @@ use std::{
     time::Duration,
 };
 
-use clusternet::sys::{
-    enter::{drop_privileges, enter},
-    netlink::{LinkChange, Netlink},
-    poll,
-    process::fork_child,
-    tun::Queue,
-    udp::{SendOutcome, Udp},
+use clusternet::{
+    sys::{
+        enter::{drop_privileges, enter},
+        netlink::{LinkChange, Netlink},
+        poll,
+        process::fork_child,
+        tun::{Device, HEADER, Queue, Slots},
+        udp::{SendOutcome, Udp},
+    },
+    wire::superpacket::{self, NEEDS_CHECKSUM, VirtioHeader},
 };
 use nix::{
     sched::{CloneFlags, unshare},
@@ -29,7 +32,7 @@ pub(crate) fn packets(tun: Tun) {
     become_user(USER);
     let desk = Desk::new();
     let built = desk.build(backend);
-    let queue = Queue::new(built.device.try_clone().unwrap());
+    let queue = queue(built.device.try_clone().unwrap());
     for (option, peer, size) in [
         ("-4", PEER4.to_string(), 56),
         ("-6", PEER6.to_string(), 56),
@@ -54,7 +57,7 @@ pub(crate) fn packets(tun: Tun) {
         assert!(checksum_is_right(&request), "what leaves is what a wire would carry");
         turn_round(&mut request);
         assert!(checksum_is_right(&request));
-        assert_eq!(queue.write(&request).unwrap(), request.len());
+        queue.write(&[0; HEADER], [&*request]).unwrap();
         assert_eq!(ping.wait().unwrap(), 0, "ping {option} -s {size}");
     }
     for (kind, number) in [("udp", 17), ("tcp", 6)] {
@@ -79,20 +82,38 @@ pub(crate) fn packets(tun: Tun) {
         }
     }
     // Nothing that was written comes back.
-    let mut buf = [0; 2048];
-    while let Ok(length) = queue.read(&mut buf) {
-        assert_ne!(source(&buf[..length]), PEER4.octets().to_vec());
+    while let Ok(packet) = read(&queue) {
+        assert_ne!(source(&packet), PEER4.octets().to_vec());
     }
-    assert_eq!(queue.read(&mut buf).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-    assert_eq!(queue.write(&[]).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(read(&queue).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    let nothing = queue.write(&[0; HEADER], [[].as_slice()]);
+    assert_eq!(nothing.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
+/// The one queue of a device.
+pub(crate) fn queue(device: Device) -> Queue {
+    device.into_queues().remove(0)
+}
+
+/// The next packet, finished as its kernel would have without offloads.
+pub(crate) fn read(queue: &Queue) -> io::Result<Vec<u8>> {
+    let (mut header, mut packet) = ([0; HEADER], vec![0; 65_535]);
+    let slots = Slots { front: 0, slice: packet.len(), back: 0 };
+    let length = queue.read(&mut header, &mut packet, slots)?;
+    packet.truncate(length);
+    let header = VirtioHeader::of(header);
+    if header.flags & NEEDS_CHECKSUM != 0 {
+        assert!(queue.has_offloads());
+        superpacket::finish(&header, &mut packet).expect("what a kernel hands over");
+    }
+    Ok(packet)
 }
 
 pub(crate) fn await_packet(queue: &Queue, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
-    let mut buf = [0; 2048];
     loop {
         assert!(poll::readable([queue.as_fd()], Some(PATIENCE)).unwrap()[0], "no packet came");
-        match queue.read(&mut buf) {
-            Ok(length) if wanted(&buf[..length]) => return buf[..length].to_vec(),
+        match read(queue) {
+            Ok(packet) if wanted(&packet) => return packet,
             Ok(_) => {}
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }

@@ -12,6 +12,7 @@ use clusternet::{
         master::{Execute, MasterFile, NodeTable},
         request::RequestFile,
         revocations::RevocationsFile,
+        tuning::{Tuning, suite_name},
     },
     sys::{clock, file},
     words::{
@@ -160,6 +161,7 @@ fn node(node: &NodeTable) -> Fields {
         table.texts("endpoints", &node.endpoints);
     }
     table.number("mtu", node.mtu.into());
+    tuning(&node.tuning, &mut table);
     match &node.execute {
         Execute::Owner => table.text("execute", "owner"),
         Execute::None => table.text("execute", "none"),
@@ -172,6 +174,27 @@ fn node(node: &NodeTable) -> Fields {
         table.text("log", log);
     }
     table
+}
+
+fn tuning(tuning: &Tuning, table: &mut Fields) {
+    if let Some(workers) = tuning.workers {
+        table.number("workers", workers.into());
+    }
+    if !tuning.cores.is_empty() {
+        table.texts("cores", &tuning.cores);
+    }
+    if let Some(poll) = tuning.poll {
+        table.number("poll", poll.into());
+    }
+    if let Some(suite) = tuning.suite {
+        table.text("suite", suite_name(suite));
+    }
+    if let Some(offload) = tuning.offload {
+        table.text("offload", offload);
+    }
+    if let Some(bytes) = tuning.socket_buffer {
+        table.number("socket-buffer", bytes.into());
+    }
 }
 
 fn certificate(certificate: &Certificate) -> Fields {

@@ -97,6 +97,7 @@ fn live(
         ipv6: certificate.ipv6(),
         ipv6_prefix: certificate.network.prefix().prefix_len(),
         mtu: files.master.node.mtu,
+        queues: files.master.node.tuning.workers(),
         hosts: view.hosts.clone(),
         backend: namespace::Backend::Auto,
         ssh_port: true,

@@ -225,7 +225,7 @@ impl<'a> Keeper<'a> {
         };
         let mut fds = vec![self.control.as_fd(), self.owners.0.as_fd(), self.runtime.lock()];
         fds.extend(self.built.namespaces.as_fds());
-        fds.push(self.built.device.fd.as_fd());
+        fds.extend(self.built.device.fds.iter().map(AsFd::as_fd));
         Running::start(self.serve.name, self.start.instance.as_str(), &about, &fds)
     }
 

@@ -1,18 +1,9 @@
-//! The clocks of `serve`: time that runs on while the machine sleeps, and word of jumps.
-//!
-//! `Instant` is `CLOCK_MONOTONIC`, which stands still during suspend: a laptop opened after a night would believe its tunnels
-//! to be a moment old. Instants made here advance with `CLOCK_BOOTTIME` instead.
+//! Word of jumps: of a wall clock that has been set, of a machine that has slept.
 
-use std::{
-    os::fd::OwnedFd,
-    time::{Duration, Instant},
-};
+use std::os::fd::OwnedFd;
 
 use anyhow::Context;
-use clusternet::{
-    sys::clock::{now, since_boot},
-    words::time::Now,
-};
+use clusternet::sys::clock::now;
 use nix::{
     errno::Errno,
     sys::{
@@ -21,25 +12,6 @@ use nix::{
     },
 };
 use tokio::io::unix::AsyncFd;
-
-/// Tells the time to everything in `serve`.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Clock {
-    start: Instant,
-    boot: Duration,
-}
-
-impl Clock {
-    pub(super) fn new() -> Self {
-        Self { start: now().instant, boot: since_boot() }
-    }
-
-    /// Both clocks, now.
-    pub(super) fn now(&self) -> Now {
-        let instant = self.start + since_boot().saturating_sub(self.boot);
-        Now { instant, wall: now().wall }
-    }
-}
 
 /// Far enough that it never comes.
 const FAR: i64 = 100 * 366 * 86_400;
@@ -81,18 +53,4 @@ impl Jumps {
 
 fn now_seconds() -> i64 {
     i64::try_from(now().wall.0 / 1000).unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn time_runs_on_without_steps() {
-        let clock = Clock::new();
-        let (a, b) = (clock.now(), clock.now());
-        assert!(b.instant >= a.instant);
-        assert!(b.instant.duration_since(a.instant) < Duration::from_secs(60));
-        assert!(a.instant.duration_since(now().instant) < Duration::from_secs(60));
-    }
 }

@@ -13,27 +13,41 @@ use clusternet::{
     config::cert::CertFile,
     dataplane::{
         drops::{Counters, DropReason},
-        punt::Punt,
-        table::Builder,
+        punt::{Notice, Punt},
+        table::{self, Builder},
     },
     node::{
-        InterfaceAddress, Node,
-        output::{Directive, Event, Output},
+        InterfaceAddress, Node, Traffic,
+        output::{Directive, Event, Output, PeerSlot},
     },
     path::route::{Egress, Route},
     sys::{
+        clock::Clock,
         fd::Wake,
         interfaces,
-        tun::{DeviceKind, Queue},
+        tun::{DeviceKind, HEADER, Queue},
         udp::{SendOutcome, Udp},
     },
     words::{id::NetworkId, time::Now},
 };
 
-use super::{clock::Clock, store::Store, update::Parsed};
+use super::{store::Store, update::Parsed};
 
 /// Failures of one kind are logged once in this time, with their number.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// In front of a packet that is whole and finished.
+const NO_HEADER: [u8; HEADER] = [0; HEADER];
+
+/// How often the numbers of members with traffic are looked at: what paths need to notice silence in time.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The numbers of a member as the node was last told them.
+#[derive(Debug)]
+struct Seen {
+    traffic: Arc<table::Traffic>,
+    told: Traffic,
+}
 
 /// What the drained node said that is not done here.
 #[derive(Debug, Default)]
@@ -53,11 +67,14 @@ pub(super) struct Core {
     port: u16,
     queue: Arc<Queue>,
     counters: Arc<Counters>,
-    /// Of the worker: to let go of what was removed.
-    wake: Arc<Wake>,
+    /// Of the workers: to let go of what was removed.
+    wakes: Vec<Arc<Wake>>,
     store: Store,
     /// When the node wants to be called.
     due: Instant,
+    /// Members with traffic, and when their numbers are looked at next.
+    active: HashMap<PeerSlot, Seen>,
+    look: Option<Instant>,
     said: Said,
     /// Routes over which a datagram of this drain could not be sent.
     failed: Vec<Route>,
@@ -65,6 +82,23 @@ pub(super) struct Core {
     noise: HashMap<&'static str, (Instant, u64)>,
     /// Things that `status` shows until they are mended.
     warnings: Vec<String>,
+}
+
+impl Seen {
+    /// What has passed since the last time. Two counters are not read at one moment: what is missed now comes next time.
+    fn take(&mut self) -> Traffic {
+        let (out, into) = (&self.traffic.outbound, &self.traffic.inbound);
+        let (sent_packets, sent_bytes) = (out.units(), out.bytes());
+        let (received_packets, received_bytes) = (into.units(), into.bytes());
+        let now = Traffic { sent_packets, sent_bytes, received_packets, received_bytes };
+        let told = std::mem::replace(&mut self.told, now);
+        Traffic {
+            sent_packets: sent_packets - told.sent_packets,
+            sent_bytes: sent_bytes - told.sent_bytes,
+            received_packets: received_packets - told.received_packets,
+            received_bytes: received_bytes - told.received_bytes,
+        }
+    }
 }
 
 /// What a [`Core`] is made of.
@@ -78,13 +112,14 @@ pub(super) struct Parts {
     pub(super) port: u16,
     pub(super) queue: Arc<Queue>,
     pub(super) counters: Arc<Counters>,
-    pub(super) wake: Arc<Wake>,
+    pub(super) wakes: Vec<Arc<Wake>>,
     pub(super) store: Store,
 }
 
 impl Core {
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { node, clock, instance, table, udp, port, queue, counters, wake, store } = parts;
+        let Parts { node, clock, instance, table, udp, port, queue, counters, wakes, store } =
+            parts;
         Self {
             node,
             clock,
@@ -94,9 +129,11 @@ impl Core {
             port,
             queue,
             counters,
-            wake,
+            wakes,
             store,
-            due: clock.now().instant,
+            due: clock.instant(),
+            active: HashMap::new(),
+            look: None,
             said: Said::default(),
             failed: Vec::new(),
             scratch: Vec::new(),
@@ -112,13 +149,54 @@ impl Core {
         match punt {
             Punt::Datagram(origin, datagram) => self.node.handle_datagram(origin, datagram, now),
             Punt::Packet(packet) => self.node.handle_packet(packet, now),
+            Punt::Notice(Notice::Confirmed { index }) => self.node.handle_confirmed(index, now),
+            Punt::Notice(Notice::Heard { slot, origin }) => {
+                self.node.handle_heard(slot, origin, now)
+            }
+            Punt::Notice(Notice::Active { slot }) => self.watch(slot, now),
         }
         self.drain();
+    }
+
+    /// A member's traffic has begun: its numbers are looked at until nothing passes.
+    fn watch(&mut self, slot: PeerSlot, now: Now) {
+        let Some(peer) = self.table.table().peer(slot) else { return };
+        let traffic = Arc::clone(&peer.traffic);
+        self.active.entry(slot).or_insert(Seen { traffic, told: Traffic::default() });
+        if self.look.is_none() {
+            // The first packet matters: it may show that a path is worth checking.
+            self.look(now);
+        }
+    }
+
+    /// Tells the node what has passed.
+    fn look(&mut self, now: Now) {
+        let table = self.table.table();
+        let mut passed = Vec::new();
+        self.active.retain(|slot, seen| {
+            let traffic = seen.take();
+            let peer = table.peer(*slot);
+            let is_there = peer.is_some_and(|peer| Arc::ptr_eq(&peer.traffic, &seen.traffic));
+            if is_there && traffic != Traffic::default() {
+                passed.push((*slot, traffic));
+                return true;
+            }
+            seen.traffic.rest();
+            false
+        });
+        self.look = (!self.active.is_empty()).then(|| now.instant + LOOK);
+        for (slot, traffic) in passed {
+            self.node.handle_traffic(slot, traffic, now);
+            self.drain();
+        }
     }
 
     /// Calls the node if it is time.
     pub(super) fn timeout(&mut self) {
         let now = self.now();
+        if self.look.is_some_and(|time| time <= now.instant) {
+            self.look(now);
+        }
         if self.due <= now.instant {
             self.node.handle_timeout(now);
             self.drain();
@@ -207,7 +285,7 @@ impl Core {
                 }
                 Output::Transmit { route, datagram } => self.transmit(route, &datagram),
                 Output::Deliver { packet } => {
-                    if self.queue.write(&packet).is_err() {
+                    if self.queue.write(&NO_HEADER, [&*packet]).is_err() {
                         self.counters.count(DropReason::DeliverRefused);
                     }
                 }
@@ -222,7 +300,7 @@ impl Core {
         self.failed.clear();
         if self.table.publish() && removed {
             // An idle worker holds no table; a busy one looks at the new one now.
-            self.wake.wake();
+            self.wakes.iter().for_each(|wake| wake.wake());
         }
     }
 
@@ -279,7 +357,7 @@ impl Core {
 
     /// When the node wants to be called.
     pub(super) fn due(&self) -> Instant {
-        self.due
+        self.look.map_or(self.due, |look| look.min(self.due))
     }
 
     /// What the node has said since the last time.

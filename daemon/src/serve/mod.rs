@@ -19,6 +19,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod update;
+mod workers;
 
 use std::{
     io,
@@ -31,38 +32,33 @@ use std::{
 use anyhow::{Context, bail};
 use clusternet::{
     api::Progress,
-    channel::suites_here,
+    channel::{Suites, suites_here},
     config::{
         key::KeyFile,
         master::{Listen, MasterFile},
     },
-    dataplane::{
-        drops::Counters,
-        punt,
-        table::Builder,
-        worker::{Handle, Worker},
-    },
+    dataplane::{drops::Counters, table::Builder},
     node::{Node, Settings, output::Event},
-    path::route::SocketId,
-    sys::{fd::Wake, process, tun::Queue},
+    sys::{clock::Clock, process, tun::Device},
     wire::{message::Mac1Key, record::Refusal},
     words::{certificate::Certificate, endpoint::Endpoint, id::Name, time::Now},
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
     signal::unix::{SignalKind, signal},
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 
 use self::{
-    clock::{Clock, Jumps},
+    clock::Jumps,
     core::{Core, Parts, Said},
     interfaces::Interfaces,
     publish::{AFTER_RESTART, Publisher, tell_owners},
     requests::Waiting,
     resolve::{Resolver, look_up},
     store::Store,
+    workers::Workers,
 };
 use crate::{
     control::{self, Desk, Keeper, Question},
@@ -126,7 +122,7 @@ async fn run(inherited: Inherited) -> anyhow::Result<()> {
     let Inherited { about, keeper, control, inside, namespaces, device, lock } = inherited;
     let about = Arc::new(about);
     let keeper = Keeper::new(keeper)?;
-    let (prepared, owners) = match prepare(&about, Queue::new(device)).await {
+    let (prepared, owners) = match prepare(&about, device).await {
         Ok(prepared) => prepared,
         // The first time somebody waits to hear it; later on it may pass.
         Err(error) if !about.restarted => {
@@ -175,15 +171,11 @@ struct Prepared {
     publisher: Publisher,
     store: Store,
     resolver: Resolver,
-    punts: punt::Receiver,
-    punted: Arc<Notify>,
+    /// Stop when dropped.
+    workers: Workers,
     interfaces: Interfaces,
     jumps: Jumps,
     port: u16,
-    /// Ends when the worker does.
-    worker_ended: oneshot::Receiver<io::Result<()>>,
-    /// Stops the worker when dropped.
-    _worker: Handle,
 }
 
 /// A master is looked for at the port of its first UDP endpoint, so that is where it listens unless `[node] listen` says otherwise
@@ -198,53 +190,45 @@ fn listen_as_master(master: &MasterFile, own: &Certificate) -> Option<Listen> {
 
 async fn prepare(
     about: &ServeStart,
-    queue: Queue,
+    device: Device,
 ) -> anyhow::Result<(Prepared, watch::Receiver<String>)> {
     // Stage 7.
     let start = &about.start;
     let clock = Clock::new();
     let now = clock.now();
     let store = Store::new(&start.state);
-    let (master, settings) = settings(about, &store, now).await?;
+    let workers = u8::try_from(device.fds.len()).context("count the device's queues")?;
+    let (master, settings) = settings(about, &store, workers, now).await?;
     let certificate = settings.certificate.clone();
     let own = [certificate.ipv4.into(), certificate.ipv6().into()];
 
     // Stage 8.
     let listen = master.node.listen.or_else(|| listen_as_master(&master, &certificate));
     let (udp, port) = socket::bind(listen, &store)?;
-    let (udp, queue) = (Arc::new(udp), Arc::new(queue));
 
     // Stage 9.
     let interfaces = Interfaces::watch()?;
     let node = Node::new(settings, now);
-    let mac1 = Mac1Key::of(&node.transport_key());
     let table = Builder::new(own);
     let counters = Arc::<Counters>::default();
-    let wake = Arc::new(Wake::new().context("make a worker's wake-up call")?);
-    let punted = Arc::new(Notify::new());
-    let (tell, resume) = (Arc::clone(&punted), Arc::clone(&wake));
-    let (sender, punts) =
-        punt::queue(Arc::clone(&counters), move || tell.notify_one(), move || resume.wake());
-    let worker = Worker {
-        queue: Arc::clone(&queue),
-        udp: Arc::clone(&udp),
-        socket: SocketId(0),
-        table: table.reader(),
-        mac1,
-        punts: sender,
+    let shared = workers::Shared {
+        table: &table,
+        mac1: Mac1Key::of(&node.transport_key()),
         counters: Arc::clone(&counters),
-        wake: Arc::clone(&wake),
+        clock,
+        tuning: &master.node.tuning,
     };
+    let mut workers = Workers::prepare(&shared, udp, device.into_queues())?;
     let mut core = Core::new(Parts {
         node,
         clock,
         instance: start.instance.to_string(),
         table,
-        udp,
+        udp: Arc::clone(&workers.udp),
         port,
-        queue,
+        queue: Arc::clone(&workers.queue),
         counters,
-        wake,
+        wakes: workers.wakes.clone(),
         store: store.clone(),
     });
     core.drain();
@@ -259,23 +243,10 @@ async fn prepare(
     for error in publisher.update(core.node.neighbours().to_vec()) {
         core.warn(format!("{error:#}"));
     }
-    let (ended, worker_ended) = oneshot::channel();
-    let worker = worker.spawn(move |result| drop(ended.send(result))).context("start a worker")?;
+    workers.start()?;
     let resolver = Resolver::new(store.resolved());
     let jumps = Jumps::watch()?;
-    let prepared = Prepared {
-        core,
-        publisher,
-        store,
-        resolver,
-        punts,
-        punted,
-        interfaces,
-        jumps,
-        port,
-        worker_ended,
-        _worker: worker,
-    };
+    let prepared = Prepared { core, publisher, store, resolver, workers, interfaces, jumps, port };
     Ok((prepared, owners))
 }
 
@@ -283,6 +254,7 @@ async fn prepare(
 async fn settings(
     about: &ServeStart,
     store: &Store,
+    workers: u8,
     now: Now,
 ) -> anyhow::Result<(MasterFile, Settings)> {
     let start = &about.start;
@@ -306,9 +278,9 @@ async fn settings(
         seed,
         endpoints,
         cache: store.cache(),
-        suites: suites_here(),
-        // One worker, and control.
-        stripes: 2,
+        suites: master.node.tuning.suite.map_or_else(suites_here, Suites::only),
+        // The workers, and control.
+        stripes: workers + 1,
     };
     Ok((master, settings))
 }
@@ -361,22 +333,22 @@ impl Serve {
             self.keep(false);
             let wait = self.wait();
             let prepared = &mut self.prepared;
+            let punted = prepared.workers.punted();
             tokio::select! {
                 ended = &mut control => return ended.context("answer the control socket"),
                 ended = &mut owners => {
                     ended.context("tell inside who may execute")?;
                     bail!("the stream to inside has ended");
                 }
-                ended = &mut prepared.worker_ended => match ended {
-                    Ok(Ok(())) | Err(_) => bail!("the worker has died"),
-                    Ok(Err(error)) => return Err(error).context("read packets and datagrams"),
-                },
+                ended = prepared.workers.ended() => {
+                    ended.context("read packets and datagrams")?;
+                    bail!("a worker has ended");
+                }
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
-                () = prepared.punted.notified() => {
+                () = punted.notified() => {
                     let core = &mut prepared.core;
-                    if prepared.punts.drain(TURN, |punt| core.punt(punt)) {
-                        prepared.punted.notify_one();
+                    if prepared.workers.drain(TURN, |punt| core.punt(punt)) {
                         // Requests and signals have their turn too.
                         tokio::task::yield_now().await;
                     }

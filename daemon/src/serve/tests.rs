@@ -157,7 +157,7 @@ impl Running {
             control: UnixListener::bind(&control).unwrap(),
             inside: to_inside,
             namespaces: Namespaces::from_fds([null(), null(), null(), null(), null()]),
-            device: Device { kind: DeviceKind::Tun, fd: device },
+            device: Device { kind: DeviceKind::Tun, fds: vec![device] },
             lock: null(),
         };
         let thread = std::thread::spawn(move || {
