@@ -298,7 +298,7 @@ mod tests {
         assert_eq!(node.execute, Execute::Owners(vec![owner("alice"), owner("bob")]));
         assert_eq!((node.mtu, node.instance), (1280, Some(name("night"))));
         assert_eq!(node.tuning.cores, [1, 3]);
-        assert_eq!(node.tuning.suite, Some(crate::channel::Suite::ChaCha20Poly1305));
+        assert_eq!(node.tuning.suite, Some(crate::wire::exchange::Suite::ChaCha20Poly1305));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Deserializer, de};
 
-use crate::channel::Suite;
+use crate::wire::exchange::Suite;
 
 /// The most workers of one node; the channel's messages have room for 16 stripes, one of them control's.
 pub const MAX_WORKERS: u8 = 15;
