@@ -21,7 +21,7 @@ const LAYERS: [(&str, &[&str]); 12] = [
     ("roster", &["words", "wire"]),
     ("node", &["words", "api", "wire", "tunnel", "channel", "path", "roster"]),
     ("dataplane", &["words", "wire", "channel", "path", "node"]),
-    ("config", &["words", "api"]),
+    ("config", &["words", "api", "wire"]),
     // The one part of the data plane that does input and output.
     (WORKER, &["words", "wire", "channel", "path", "node", "sys"]),
 ];

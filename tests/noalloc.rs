@@ -10,7 +10,7 @@ use std::{
 use clusternet::{
     dataplane::{
         drops::{Counters, DropReason},
-        inbound::{self, Inbound, Sink},
+        inbound::{self, Inbound, Sink, Takes},
         outbound::{self, Batch},
         punt::{self, Punt},
         table::Builder,
@@ -126,7 +126,7 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
         vec![9; 20],
     ];
     let packets = [packet(2, 1400), packet(9, 1400), packet(2, 40), vec![7; 30]];
-    let (mut inbound, mut batch) = (Inbound::default(), Batch::default());
+    let (mut inbound, mut batch) = (Inbound::new(Takes::ALL), Batch::default());
     let now = clusternet::sys::clock::now().instant;
 
     let mut round = || {

@@ -15,6 +15,7 @@ use super::{
     coalesce::Coalescer,
     drops::{Counters, DropReason},
     punt::{Class, Notice, Sender},
+    segment,
     slices::{Joined, Joiner, Slice},
     table::{Opener, Table},
 };
@@ -28,7 +29,7 @@ use crate::{
         ip::IpView,
         message::{Mac1Key, Message},
         relay::{self, RelayIndex},
-        superpacket::{self, VirtioHeader},
+        superpacket::{self, Kind, VirtioHeader},
     },
 };
 
@@ -40,6 +41,9 @@ const RECEIVES: usize = 4;
 
 /// The most messages that one receive brings: 64 by Linux's limit for each side's offload, or many small ones.
 const MAX_MESSAGES: usize = 128;
+
+/// Small packets that are taken before they are delivered: as many as a batch of one receive each has.
+const MAX_PACKETS: usize = 512;
 
 /// A peer that comes by another way is not told of more often than this: control needs to hear it once.
 const HEARD_INTERVAL: std::time::Duration = std::time::Duration::from_secs(1);
@@ -65,6 +69,28 @@ pub trait Sink {
     fn deliver<'a>(&mut self, header: VirtioHeader, packet: impl Iterator<Item = &'a [u8]>);
 }
 
+/// What the device takes besides whole and finished packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Takes {
+    /// TCP superpackets, and packets with unfinished checksums.
+    pub tcp: bool,
+    /// UDP superpackets.
+    pub udp: bool,
+}
+
+impl Takes {
+    /// Whatever a kernel can.
+    pub const ALL: Self = Self { tcp: true, udp: true };
+
+    fn takes(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Whole => true,
+            Kind::Unfinished | Kind::Tcp(_) => self.tcp,
+            Kind::Udp(_) => self.tcp && self.udp,
+        }
+    }
+}
+
 /// A message of a channel, by its header.
 #[derive(Debug, Clone, Copy)]
 struct Sealed {
@@ -84,24 +110,32 @@ pub struct Inbound {
     verdicts: Vec<(u64, Result<(), KeyError>)>,
     joiner: Joiner,
     coalescer: Coalescer,
+    /// How many it has taken.
+    packets: usize,
+    takes: Takes,
+    /// A packet in one piece, where the device does not take it as it is.
+    scratch: Vec<u8>,
     heard: Option<(PeerSlot, Route, Instant)>,
 }
 
-impl Default for Inbound {
-    fn default() -> Self {
+impl Inbound {
+    /// For a device that takes these.
+    pub fn new(takes: Takes) -> Self {
+        let scratch = if takes == Takes::ALL { 0 } else { MAX_RECEIVE };
         Self {
             arena: vec![0; RECEIVES * MAX_RECEIVE].into(),
             used: 0,
             messages: Vec::with_capacity(MAX_MESSAGES),
             verdicts: Vec::with_capacity(MAX_MESSAGES),
             joiner: Joiner::default(),
-            coalescer: Coalescer::default(),
+            coalescer: Coalescer::new(takes.udp && takes.tcp, MAX_PACKETS),
+            packets: 0,
+            takes,
+            scratch: Vec::with_capacity(scratch),
             heard: None,
         }
     }
-}
 
-impl Inbound {
     /// Where the next datagrams are to be received; `None` where the batch must end first.
     pub fn room(&mut self) -> Option<&mut [u8]> {
         self.arena.get_mut(self.used..self.used + MAX_RECEIVE)
@@ -158,8 +192,7 @@ impl Inbound {
 
     /// Ends the batch: delivers what is left of it, and wakes control if there is anything for it.
     pub fn finish(&mut self, context: &Context<'_>, punts: &mut Sender, sink: &mut impl Sink) {
-        let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
-        self.joiner.finish(&self.arena, deliver);
+        self.joiner.finish(&self.arena, &mut deliver(context, self.takes, &mut self.scratch, sink));
         self.flush(context, sink);
         self.used = 0;
         punts.flush();
@@ -285,22 +318,29 @@ impl Inbound {
             self.flush(context, sink);
             let Header { receiver, counter } = header;
             let slice = Slice { slot, receiver, counter, place, text };
-            let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
-            if !self.joiner.push(&self.arena, slice, deliver) {
+            let is_sound = self.joiner.push(
+                &self.arena,
+                slice,
+                &mut deliver(context, self.takes, &mut self.scratch, sink),
+            );
+            if !is_sound {
                 context.counters.count(DropReason::Misplaced);
             }
             return;
         }
-        let deliver = &mut |joined: Joined<'_>| deliver_joined(context, joined, sink);
-        self.joiner.pass(&self.arena, slot, deliver);
+        self.joiner.pass(
+            &self.arena,
+            slot,
+            &mut deliver(context, self.takes, &mut self.scratch, sink),
+        );
         let packet = &self.arena[text.clone()];
         match check(context, slot, packet, packet.len()) {
             Err(reason) => context.counters.count(reason),
             Ok(len) => {
-                let text = text.start..text.start + len;
-                if !self.coalescer.push(&self.arena, text.clone(), place.kind) {
+                self.packets += 1;
+                self.coalescer.push(&mut self.arena, text.start..text.start + len, place.kind);
+                if self.packets == MAX_PACKETS {
                     self.flush(context, sink);
-                    self.coalescer.push(&self.arena, text, place.kind);
                 }
             }
         }
@@ -308,14 +348,18 @@ impl Inbound {
 
     /// Delivers the small packets that wait.
     fn flush(&mut self, context: &Context<'_>, sink: &mut impl Sink) {
-        let arena = &mut self.arena;
+        if std::mem::take(&mut self.packets) == 0 {
+            return;
+        }
+        let (arena, scratch, takes) = (&mut self.arena, &mut self.scratch, self.takes);
         self.coalescer.flush(|kind, pieces| {
             let Some((first, others)) = pieces.split_first() else { return };
             let len = pieces.iter().map(Range::len).sum();
             match superpacket::rebuild_parts(kind, &mut arena[first.clone()], len) {
                 Ok(header) => {
                     let parts = std::iter::once(first).chain(others);
-                    sink.deliver(header, parts.map(|part| &arena[part.clone()]));
+                    let parts = parts.map(|part| &arena[part.clone()]);
+                    hand_over(takes, scratch, kind, header, parts, sink);
                 }
                 Err(_) => context.counters.count(DropReason::PeerMalformed),
             }
@@ -323,17 +367,46 @@ impl Inbound {
     }
 }
 
-/// A joined superpacket, or a part of one.
-fn deliver_joined(context: &Context<'_>, joined: Joined<'_>, sink: &mut impl Sink) {
-    let Joined { slot, kind, headers, pieces, len } = joined;
-    // First: of a part only then the header says how long it is.
-    let Ok(header) = superpacket::rebuild_parts(kind, headers, len) else {
-        return context.counters.count(DropReason::PeerMalformed);
-    };
-    match check(context, slot, headers, len) {
-        Ok(_) => sink.deliver(header, std::iter::once(&*headers).chain(pieces.iter().copied())),
-        Err(reason) => context.counters.count(reason),
+/// What becomes of a joined superpacket, or a part of one.
+fn deliver<'a>(
+    context: &'a Context<'_>,
+    takes: Takes,
+    scratch: &'a mut Vec<u8>,
+    sink: &'a mut impl Sink,
+) -> impl FnMut(Joined<'_>) + 'a {
+    move |Joined { slot, kind, headers, pieces, len }| {
+        // First: of a part only then the header says how long it is.
+        let Ok(header) = superpacket::rebuild_parts(kind, headers, len) else {
+            return context.counters.count(DropReason::PeerMalformed);
+        };
+        match check(context, slot, headers, len) {
+            Ok(_) => {
+                let parts = std::iter::once(&*headers).chain(pieces.iter().copied());
+                hand_over(takes, scratch, kind, header, parts, sink);
+            }
+            Err(reason) => context.counters.count(reason),
+        }
     }
+}
+
+/// Hands a packet to the device: as it is if the device takes that, else as its segments.
+fn hand_over<'a>(
+    takes: Takes,
+    scratch: &mut Vec<u8>,
+    kind: Kind,
+    header: VirtioHeader,
+    parts: impl Iterator<Item = &'a [u8]>,
+    sink: &mut impl Sink,
+) {
+    if takes.takes(kind) {
+        return sink.deliver(header, parts);
+    }
+    scratch.clear();
+    parts.for_each(|part| scratch.extend_from_slice(part));
+    // Its headers have just been rebuilt: it is what its kind says.
+    let _ = segment::segment(kind, scratch, |packet| {
+        sink.deliver(VirtioHeader::default(), std::iter::once(packet));
+    });
 }
 
 /// Whether a packet of `len` bytes, of which at least the IP header is in `first`, may come from this peer; its own length.
@@ -677,7 +750,7 @@ mod tests {
             fn deliver<'a>(&mut self, _: VirtioHeader, _: impl Iterator<Item = &'a [u8]>) {}
         }
         let mut sink = Sends(Vec::new());
-        let mut inbound = Inbound::default();
+        let mut inbound = Inbound::new(Takes::ALL);
         let table = world.table.table();
         let now = clock::now().instant;
         let context = Context { table, mac1: &world.mac1, now, counters: &counters };
@@ -702,7 +775,7 @@ mod tests {
             (bob(), wrap(RelayIndex(3), &data(TUNNEL << 8, 3, 3))),
         ];
         let mut sink = Forwarded::default();
-        let mut inbound = Inbound::default();
+        let mut inbound = Inbound::new(Takes::ALL);
         let context = Context {
             table: world.table.table(),
             mac1: &world.mac1,

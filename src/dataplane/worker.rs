@@ -21,7 +21,7 @@ use std::{
 
 use super::{
     drops::{Counters, DropReason},
-    inbound::{self, Inbound, Sink},
+    inbound::{self, Inbound, Sink, Takes},
     outbound::{self, Batch, Spread},
     poll::Poll,
     punt::Sender,
@@ -111,7 +111,8 @@ impl Worker {
             tracing::warn!(%error, core, "a worker is not bound to its core");
         }
         let mut batch = Batch::default();
-        let mut inbound = Inbound::default();
+        let mut inbound =
+            Inbound::new(Takes { tcp: self.queue.has_offloads(), udp: self.queue.takes_udp() });
         // Sends of the batch that have left.
         let mut sent = 0;
         loop {

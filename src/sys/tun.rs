@@ -110,16 +110,23 @@ pub struct Queue {
     kind: DeviceKind,
     fd: OwnedFd,
     has_header: bool,
+    takes_udp: bool,
 }
 
 impl Queue {
     /// Takes one descriptor of a device over.
     pub fn new(kind: DeviceKind, fd: OwnedFd) -> Self {
-        let has_header = match kind {
-            DeviceKind::Tun => tun_has_header(&fd),
-            DeviceKind::Packet => packet::has_header(fd.as_fd()),
+        let (has_header, takes_udp) = match kind {
+            // Asked for once more what it was asked for when it was made: the answer tells.
+            DeviceKind::Tun => (tun_has_header(&fd), ask(&fd, TSO | TUN_F_USO)),
+            DeviceKind::Packet => (packet::has_header(fd.as_fd()), kernel_is_at_least(6, 2)),
         };
-        Self { kind, fd, has_header }
+        Self { kind, fd, has_header, takes_udp }
+    }
+
+    /// Whether UDP superpackets cross it: the kernel has learned that later than TCP's.
+    pub fn takes_udp(&self) -> bool {
+        self.has_header && self.takes_udp
     }
 
     /// What stands behind it.
@@ -135,8 +142,7 @@ impl Queue {
     /// Takes finished packets of one MTU from now on, as if the kernel could nothing else. A packet socket cannot ask for that.
     pub fn forgo_offloads(&self) {
         if self.kind == DeviceKind::Tun {
-            // SAFETY: TUNSETOFFLOAD takes its flags by value.
-            let _ = unsafe { ioctl::set_offload(self.fd.as_raw_fd(), 0) };
+            let _ = ask(&self.fd, 0);
         }
     }
 
@@ -325,11 +331,24 @@ fn tun_has_header(fd: &OwnedFd) -> bool {
 /// Lets the kernel hand over superpackets: as many kinds as it can. Refused, packets come whole and finished, behind an empty header.
 fn offload(fd: &OwnedFd) {
     for flags in [TSO | TUN_F_USO, TSO, TUN_F_CSUM] {
-        // SAFETY: TUNSETOFFLOAD takes its flags by value.
-        if unsafe { ioctl::set_offload(fd.as_raw_fd(), flags as i32) }.is_ok() {
+        if ask(fd, flags) {
             return;
         }
     }
+}
+
+fn ask(fd: &OwnedFd, flags: u32) -> bool {
+    // SAFETY: TUNSETOFFLOAD takes its flags by value.
+    unsafe { ioctl::set_offload(fd.as_raw_fd(), flags as i32) }.is_ok()
+}
+
+/// Where there is nothing to ask.
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = nix::sys::utsname::uname().ok();
+    let release = release.as_ref().and_then(|name| name.release().to_str()).unwrap_or("");
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse::<u32>());
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    (next(), next()) >= (major, minor)
 }
 
 /// Whether `/dev/net/tun` opens; it is closed again.

@@ -15,7 +15,7 @@ use clusternet::{
     },
     dataplane::{
         drops::Counters,
-        inbound::{self, Inbound, Sink},
+        inbound::{self, Inbound, Sink, Takes},
         outbound::{self, Batch, Spread},
         punt::{self, Receiver, Sender},
         table::Builder,
@@ -122,7 +122,7 @@ pub fn ends(suite: Suite, relay: Option<RelayIndex>, now: Instant) -> [End; 2] {
             punts,
             punted,
             batch: Batch::default(),
-            inbound: Inbound::default(),
+            inbound: Inbound::new(Takes::ALL),
             mac1: Mac1Key::of(&TransportKey([own; 32])),
             now,
             keypairs,
