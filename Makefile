@@ -10,6 +10,8 @@ PREFIX ?= $(HOME)/.local
 # Who runs the demo when root asks for it: PVM, Open MPI and LAM refuse uid 0.
 DEMO_USER ?=
 FUZZ_SECONDS ?= 30
+# Options of the bench, such as --quick, --offload nic, --only tcp,rtt.
+BENCH_ARGS ?=
 
 # Under sudo, use the toolchain of whoever called it: root seldom has one.
 ifneq ($(SUDO_USER),)
@@ -61,8 +63,10 @@ miri: ## the parts that read hostile input, under miri (needs a nightly)
 	  echo 'skipped: no nightly toolchain with miri; run: rustup toolchain install nightly --component miri'; \
 	else cargo +nightly miri test -p clusternet --lib -- wire:: words::; fi
 
-bench: ## throughput beside other tunnels
-	@echo 'skipped: there is nothing to measure before the data channel'
+bench: setup ## beside other tunnels: tables, plots, JSON (as root; BENCH_ARGS=--quick takes three minutes, --help lists more)
+	$(CARGO) build --release --workspace --bins --locked
+	@netns-tests/peers.sh "$${CARGO_TARGET_DIR:-target}/peers"
+	@"$${CARGO_TARGET_DIR:-target}/release/bench" $(BENCH_ARGS)
 
 install: ## install both programs below PREFIX (~/.local)
 	$(CARGO) build --release --locked -p clusternet-ctl -p clusternetd

@@ -5,9 +5,10 @@ set -euo pipefail
 
 packages=(
   build-essential                                   # rustc's linker, and the tests' C programs
-  iproute2 nftables tcpdump iputils-ping            # hosts, firewalls, captures
+  iproute2 nftables tcpdump iputils-ping ethtool    # hosts, firewalls, captures, offloads
   openssh-client rsync procps util-linux            # ssh, scp and rsync across the LAN
   socat iperf3 python3 python3-pip                  # UDP and TCP programs; PyPI's MPICH
+  netpipe-tcp                                       # one of the bench's measures
   wireguard-tools wireguard-go                      # a plain WireGuard member
   pvm pvm-dev pvm-examples netpipe-pvm              # PVM
   openmpi-bin libopenmpi-dev netpipe-openmpi        # Open MPI

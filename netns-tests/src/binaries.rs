@@ -99,12 +99,16 @@ fn workspace() -> &'static Path {
     package.parent().unwrap_or(package)
 }
 
-/// `target/debug` or `target/release`: two above this executable in `deps`.
-fn target_directory() -> Result<PathBuf> {
+/// `target/debug` or `target/release`: where this executable is, unless that is `deps` or `examples`.
+///
+/// # Errors
+///
+/// The executable is in no directory.
+pub fn target_directory() -> Result<PathBuf> {
     let executable = std::env::current_exe().context("find this executable")?;
-    executable
-        .parent()
-        .and_then(Path::parent)
+    let mut above = executable.ancestors().skip(1);
+    above
+        .find(|path| !["deps", "examples"].iter().any(|name| path.ends_with(name)))
         .map(Path::to_owned)
         .with_context(|| format!("no target directory above {}", executable.display()))
 }

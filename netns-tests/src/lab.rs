@@ -66,6 +66,8 @@ pub struct Lab {
     tun: Tun,
     lans: Vec<Lan>,
     hosts: Vec<Host>,
+    /// More directories of this machine that every host shows, and under which name.
+    shares: Vec<(PathBuf, String)>,
 }
 
 /// A bridge in a router's namespace.
@@ -114,12 +116,17 @@ pub struct Host {
 impl Lab {
     /// A lab without hosts whose underlay speaks `family` alone.
     pub const fn new(family: Family, tun: Tun) -> Self {
-        Self { family, tun, lans: Vec::new(), hosts: Vec::new() }
+        Self { family, tun, lans: Vec::new(), hosts: Vec::new(), shares: Vec::new() }
     }
 
     /// Which protocol the underlay speaks.
     pub const fn family(&self) -> Family {
         self.family
+    }
+
+    /// Shows a directory of this machine at `/run/lab/NAME` of every host added from now on.
+    pub fn share(&mut self, directory: PathBuf, name: &str) {
+        self.shares.push((directory, name.to_owned()));
     }
 
     /// Adds a router. Without an uplink it is the internet.
@@ -171,7 +178,7 @@ impl Lab {
         let index = self.index(router)?;
         let bridge = format!("br-{name}");
         let (address, length) = (prefixes.address(self.family, 1), Prefixes::length(self.family));
-        self.ip_in(
+        self.ip(
             router,
             &format!(
                 "link add {bridge} type bridge\n\
@@ -192,6 +199,15 @@ impl Lab {
     pub fn host(&mut self, name: &str, lan: &str, number: u8) -> Result<()> {
         self.start(name, &[ANN, BOB], &[])?;
         self.attach(name, lan, number)
+    }
+
+    /// Adds a host with accounts for [`ANN`] and [`BOB`] and no cable, for [`Self::ip`] to lay one.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made.
+    pub fn lone_host(&mut self, name: &str) -> Result<()> {
+        self.start(name, &[ANN, BOB], &[])
     }
 
     /// Loads an nftables ruleset on a host, beside those it has.
@@ -223,7 +239,7 @@ impl Lab {
         let lan = lan.with_context(|| format!("{host} is on no LAN"))?;
         let router = self.hosts[lan.router].name.clone();
         let state = if plugged { "up" } else { "down" };
-        self.ip_in(&router, &format!("link set to-{host} {state}\n"))
+        self.ip(&router, &format!("link set to-{host} {state}\n"))
     }
 
     /// The host called `name`.
@@ -269,6 +285,10 @@ impl Lab {
             .iter()
             .map(|name| binaries::path(name))
             .collect::<Result<Vec<PathBuf>>>()?;
+        let mut shares = self.shares.clone();
+        for directory in ["programs", "tools"] {
+            shares.push((binaries::cache_directory(directory)?, directory.to_owned()));
+        }
         let spec = Spec {
             hostname: name.to_owned(),
             users: users
@@ -282,14 +302,11 @@ impl Lab {
             hosts: format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost\n"),
             sysctls,
             binaries,
-            shares: vec![
-                (binaries::cache_directory("programs")?, "programs".to_owned()),
-                (binaries::cache_directory("tools")?, "tools".to_owned()),
-            ],
+            shares,
         };
         let host = Host::start(name, users, &spec).with_context(|| format!("start {name}"))?;
         self.hosts.push(host);
-        self.ip_in(name, "link set lo up\n")
+        self.ip(name, "link set lo up\n")
     }
 
     /// Lays a cable from a LAN's bridge to a new `eth0`.
@@ -304,7 +321,7 @@ impl Lab {
         lan.members += 1;
         let (bridge, prefixes) = (format!("br-{}", lan.name), lan.prefixes);
         let router = self.hosts[lan.router].name.clone();
-        self.ip_in(
+        self.ip(
             &router,
             &format!(
                 "link add to-{host} type veth peer name eth0 netns {pid}\n\
@@ -314,7 +331,7 @@ impl Lab {
         )?;
         let (address, gateway) = (prefixes.address(family, number), prefixes.address(family, 1));
         let length = Prefixes::length(family);
-        self.ip_in(
+        self.ip(
             host,
             &format!(
                 "link set eth0 up\n\
@@ -329,7 +346,11 @@ impl Lab {
     }
 
     /// Runs lines of `ip -batch` in the network of a host, with the machine's process numbers.
-    fn ip_in(&self, host: &str, lines: &str) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// `ip` refuses one.
+    pub fn ip(&self, host: &str, lines: &str) -> Result<()> {
         let host = self.get(host)?;
         feed(host.nsenter_net().args(["ip", "-batch", "-"]), lines)
             .with_context(|| format!("configure the network of {}", host.name))
@@ -458,7 +479,8 @@ impl Host {
         )
     }
 
-    pub(crate) const fn pid(&self) -> u32 {
+    /// The machine's number of its first process, whose namespaces are the host's.
+    pub const fn pid(&self) -> u32 {
         self.pid
     }
 
