@@ -80,6 +80,13 @@ pub(crate) fn write(report: &Report, json: &Path) -> Result<()> {
 }
 
 impl Plot {
+    fn subtitle(&self, report: &Report) -> String {
+        if self.file == "loss" {
+            return format!("the link cuts packets, MTU {}", report.setting.mtu);
+        }
+        report.setting.words()
+    }
+
     fn draw(&self, report: &Report) -> Option<String> {
         let value = |peer: &str, index: usize| {
             let (_, measure, key) = self.series[index];
@@ -108,7 +115,7 @@ impl Plot {
              <text x=\"10\" y=\"18\" font-size=\"14\" font-weight=\"bold\">{}</text>\n\
              <text x=\"10\" y=\"34\" fill=\"#666\">{}</text>\n",
             escape(self.title),
-            escape(&report.setting.words()),
+            escape(&self.subtitle(report)),
         );
         if self.series.len() > 1 {
             let mut x = 10.0;
