@@ -82,9 +82,9 @@ impl Stage<'_> {
             match self.udp(rate, 1) {
                 Ok(flow) if flow.loss <= CARRIED => {
                     good = rate;
-                    let sent = flow.sent;
+                    let grown = best.as_ref().is_none_or(|best| flow.sent > 1.1 * best.sent);
                     best = best.filter(|best| best.delivered >= flow.delivered).or(Some(flow));
-                    if sent * f64::from(PAYLOAD) * 8e3 < 0.9 * rate {
+                    if bad.is_none() && !grown {
                         break; // The sender can do no more.
                     }
                 }
