@@ -204,7 +204,10 @@ impl Channel {
         now: Instant,
         steps: &mut Vec<Step>,
     ) -> Result<(), ExchangeError> {
-        if let Some(answered) = self.answered.as_ref().filter(|answered| answered.offer == *offer) {
+        if let Some(answered) = &self.answered
+            && answered.offer == *offer
+            && now < answered.ends
+        {
             steps.push(Step::Accept(answered.accept.clone()));
             return Ok(());
         }
@@ -387,3 +390,6 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
