@@ -50,6 +50,7 @@ struct Chaos {
 impl Chaos {
     fn new(clock: Clock, seed: u64) -> Self {
         let (mut world, head) = World::new(clock, seed, HEAD);
+        world.has_workers = seed % 2 == 1;
         let rng = Rng::new(seed ^ 0x000c_4a05);
         let addresses = vec![ip("198.51.100.1")];
         let host = world.start(&head, INTERNET, &["198.51.100.1"]);

@@ -272,6 +272,11 @@ impl<H: Host> Net<H> {
         self.hosts[host.0].wall_error = milliseconds;
     }
 
+    /// The clock alone, for a test that goes on without a network.
+    pub fn into_clock(self) -> Clock {
+        self.clock
+    }
+
     // ---- running
 
     /// Both clocks, the wall clock being right.

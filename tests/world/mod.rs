@@ -2,19 +2,24 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary includes this and uses its part")]
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clusternet::{
     api,
+    channel::message::{self, MAX_SLICE, Text},
+    dataplane::table::Builder,
     node::{
-        InterfaceAddress, Node, Settings, Update,
-        output::{Event, Output as NodeOutput},
+        InterfaceAddress, Node, Settings, Traffic, Update,
+        output::{Event, Output as NodeOutput, PeerSlot},
     },
     path::route::{Egress, Route, SocketId},
     tunnel::{Sink, Tunnel},
-    wire::{exchange::Suites, record::Entry, relay},
+    wire::{
+        exchange::Suites, ip::IpView, message::Message, record::Entry, relay, superpacket::Kind,
+    },
     words::{
         certificate::{BACKDATE, Certificate, Roles},
         id::{Name, NetworkId, NodeNumber, Serial},
@@ -38,6 +43,20 @@ pub struct Machine {
     pub plain: Option<(Tunnel, SocketAddr)>,
     pub delivered: Vec<Vec<u8>>,
     pub events: Vec<Event>,
+    /// What the node tells workers.
+    pub table: Builder,
+    /// Receiver index and counter of every channel message made here, before a restart too.
+    pub sealed: Vec<(u32, u64)>,
+    /// How many exchanges' keys workers open with.
+    pub installed: usize,
+    /// Packets are sealed and messages opened beside the node, as workers do. Else the node does it.
+    pub has_workers: bool,
+    /// How often the machine was woken by its own wish.
+    pub wakes: u64,
+    wake: Option<Instant>,
+    /// What has passed since the node was last told, and when that was.
+    traffic: BTreeMap<PeerSlot, Traffic>,
+    told: Option<Instant>,
     relays: Vec<(relay::RelayIndex, Route, Route)>,
     forwarded: Vec<Transmit>,
     interfaces: Vec<InterfaceAddress>,
@@ -47,7 +66,131 @@ fn unspecified(to: &SocketAddr) -> SocketAddr {
     if to.is_ipv4() { ([0, 0, 0, 0], PORT).into() } else { ([0u16; 8], PORT).into() }
 }
 
+/// How often workers say what has passed.
+const TRAFFIC: Duration = Duration::from_secs(1);
+
+fn transmit(route: Route, datagram: Vec<u8>) -> Option<Transmit> {
+    let Egress::Udp { endpoint, .. } = route.egress else { return None };
+    let bytes = match route.relay {
+        Some(index) => relay::wrap(index, &datagram),
+        None => datagram,
+    };
+    Some(Transmit { local: unspecified(&endpoint), to: endpoint, bytes })
+}
+
 impl Machine {
+    fn blank(table: Builder) -> Self {
+        Self {
+            node: None,
+            plain: None,
+            delivered: Vec::new(),
+            events: Vec::new(),
+            table,
+            sealed: Vec::new(),
+            installed: 0,
+            has_workers: false,
+            wakes: 0,
+            wake: None,
+            traffic: BTreeMap::new(),
+            told: None,
+            relays: Vec::new(),
+            forwarded: Vec::new(),
+            interfaces: Vec::new(),
+        }
+    }
+
+    /// Tells the node something, and does what follows.
+    pub fn tell(&mut self, now: Now, what: impl FnOnce(&mut Node)) {
+        let mut output = self.drain(now);
+        if let Some(node) = &mut self.node {
+            what(node);
+        }
+        output.transmits.append(&mut self.drain(now).transmits);
+        self.forwarded.append(&mut output.transmits);
+    }
+
+    /// A program sends a packet.
+    pub fn send(&mut self, packet: &[u8], now: Now) {
+        if !(self.has_workers && self.seal(packet, now)) {
+            self.tell(now, |node| node.handle_packet(packet, now));
+        }
+    }
+
+    /// What a worker does with a packet from its device. Whether there were keys and a way.
+    fn seal(&mut self, packet: &[u8], now: Now) -> bool {
+        let Ok(view) = IpView::parse(packet) else { return false };
+        let Some((slot, peer)) = self.table.table().member(view.destination()) else {
+            return false;
+        };
+        let (Some(route), Some(keypairs)) = (peer.route, peer.seal_with.clone()) else {
+            return false;
+        };
+        let mut datagrams = Vec::new();
+        let keypair = keypairs.stripe(0).expect("every exchange has one");
+        let sealed = message::seal_packet(
+            keypair,
+            packet,
+            Kind::Whole,
+            MAX_SLICE,
+            now.instant,
+            |datagram| {
+                datagrams.push(datagram);
+            },
+        );
+        let traffic = self.traffic.entry(slot).or_default();
+        traffic.sent_packets += 1;
+        traffic.sent_bytes += packet.len() as u64;
+        datagrams.iter().for_each(|datagram| self.note(datagram));
+        self.forwarded.extend(datagrams.into_iter().filter_map(|d| transmit(route, d)));
+        sealed.is_ok()
+    }
+
+    fn note(&mut self, datagram: &[u8]) {
+        if let Ok(Message::Channel { receiver, counter }) = Message::parse(datagram) {
+            self.sealed.push((receiver, counter));
+        }
+    }
+
+    /// What a worker does with a message of the channel.
+    fn open(&mut self, receiver: u32, origin: Route, bytes: &[u8], now: Now) {
+        let Some(opener) = self.table.table().opener(receiver).cloned() else { return };
+        let Some(keypair) = opener.keypairs.stripe(receiver as u8) else { return };
+        let mut bytes = bytes.to_vec();
+        let Ok((_, text)) = message::open(keypair, &mut bytes, now.instant) else { return };
+        if opener.keypairs.confirm() {
+            self.tell(now, |node| node.handle_confirmed(opener.keypairs.index(), now));
+        }
+        let route = self.table.table().peer(opener.slot).and_then(|peer| peer.route);
+        if route != Some(origin) {
+            self.tell(now, |node| node.handle_heard(opener.slot, origin, now));
+        }
+        let Text::Slice(_, packet) = text else { return };
+        let traffic = self.traffic.entry(opener.slot).or_default();
+        traffic.received_packets += 1;
+        traffic.received_bytes += packet.len() as u64;
+        let Ok(view) = IpView::parse(packet) else { return };
+        let table = self.table.table();
+        if !table.belongs(view.source(), opener.slot) {
+            return;
+        }
+        if table.own().contains(&view.destination()) {
+            self.delivered.push(packet.to_vec());
+        } else {
+            self.tell(now, |node| node.handle_transit(opener.slot, packet, now));
+        }
+    }
+
+    fn tell_traffic(&mut self, now: Now) {
+        let is_time = self.told.is_none_or(|told| now.instant.duration_since(told) >= TRAFFIC);
+        if self.traffic.is_empty() || !is_time {
+            return;
+        }
+        self.told = Some(now.instant);
+        for (slot, traffic) in std::mem::take(&mut self.traffic) {
+            self.tell(now, |node| node.handle_traffic(slot, traffic, now));
+        }
+    }
+
     /// Does what the node wants until it wants to wait.
     fn drain(&mut self, now: Now) -> Output {
         let mut transmits = std::mem::take(&mut self.forwarded);
@@ -73,12 +216,8 @@ impl Machine {
                     }
                 }
                 NodeOutput::Transmit { route, datagram } => {
-                    let Egress::Udp { endpoint, .. } = route.egress else { continue };
-                    let bytes = match route.relay {
-                        Some(index) => relay::wrap(index, &datagram),
-                        None => datagram,
-                    };
-                    transmits.push(Transmit { local: unspecified(&endpoint), to: endpoint, bytes });
+                    self.note(&datagram);
+                    transmits.extend(transmit(route, datagram));
                 }
                 NodeOutput::Deliver { packet } => self.delivered.push(packet),
                 NodeOutput::Directive(directive) => self.apply(directive),
@@ -110,21 +249,22 @@ impl Machine {
         self.take_sink(sink);
     }
 
-    /// What a worker does with relay directives.
+    /// What workers do with directives.
     fn apply(&mut self, directive: clusternet::node::output::Directive) {
         use clusternet::node::output::Directive;
+        self.table.apply(&directive);
         match directive {
             Directive::InstallRelay { index, from, to } => {
                 self.relays.retain(|(known, _, _)| *known != index);
                 self.relays.push((index, from, to));
             }
             Directive::RemoveRelay { index } => self.relays.retain(|(known, _, _)| *known != index),
+            Directive::InstallKeypairs { .. } => self.installed += 1,
+            Directive::RemoveKeypairs { .. } => self.installed -= 1,
             Directive::InstallTunnel { .. }
             | Directive::RemoveTunnel { .. }
             | Directive::InstallPeer { .. }
             | Directive::SetCarrier { .. }
-            | Directive::InstallKeypairs { .. }
-            | Directive::RemoveKeypairs { .. }
             | Directive::SealWith { .. }
             | Directive::SetRoute { .. }
             | Directive::RemovePeer { .. } => {}
@@ -153,7 +293,14 @@ impl Host for Machine {
         }
         let origin =
             Route { egress: Egress::Udp { socket: SocketId(0), endpoint: from }, relay: None };
+        let channel = |bytes: &[u8]| match Message::parse(bytes) {
+            Ok(Message::Channel { receiver, .. }) if self.has_workers => Some(receiver),
+            Ok(_) | Err(_) => None,
+        };
         let Some((index, inner)) = relay::split(bytes) else {
+            if let Some(receiver) = channel(bytes) {
+                return self.open(receiver, origin, bytes, now);
+            }
             if let Some(node) = &mut self.node {
                 node.handle_datagram(origin, bytes, now);
             }
@@ -172,13 +319,19 @@ impl Host for Machine {
             }
             return;
         }
+        let origin = Route { relay: Some(index), ..origin };
+        if let Some(receiver) = channel(inner) {
+            return self.open(receiver, origin, inner, now);
+        }
         if let Some(node) = &mut self.node {
-            node.handle_datagram(Route { relay: Some(index), ..origin }, inner, now);
+            node.handle_datagram(origin, inner, now);
         }
     }
 
     fn poll(&mut self, now: Now) -> Output {
+        self.wakes += u64::from(self.wake.is_some_and(|wake| wake <= now.instant));
         // What a call before left is drained first: the grammar of the API.
+        self.tell_traffic(now);
         let mut output = self.drain(now);
         if let Some(node) = &mut self.node {
             node.handle_timeout(now);
@@ -186,6 +339,11 @@ impl Host for Machine {
         let mut more = self.drain(now);
         output.transmits.append(&mut more.transmits);
         output.wake = more.wake;
+        if !self.traffic.is_empty() {
+            let next = self.told.map_or(now.instant, |told| told + TRAFFIC);
+            output.wake = output.wake.map(|wake| wake.min(next));
+        }
+        self.wake = output.wake;
         output
     }
 }
@@ -208,6 +366,10 @@ pub struct World {
     serials: u64,
     revoked: Vec<Entry>,
     seed: u64,
+    /// Of machines that are started from now on.
+    pub suites: Suites,
+    pub stripes: u8,
+    pub has_workers: bool,
 }
 
 pub fn ip(text: &str) -> IpAddr {
@@ -237,7 +399,18 @@ impl World {
             masters: vec![master],
         };
         let network = Signed::sign(network, &id, &authority);
-        let mut world = Self { net, authority, id, network, serials: 0, revoked: Vec::new(), seed };
+        let mut world = Self {
+            net,
+            authority,
+            id,
+            network,
+            serials: 0,
+            revoked: Vec::new(),
+            seed,
+            suites: Suites::of(true),
+            stripes: 2,
+            has_workers: false,
+        };
         let identity = world.certify(head, Roles::MASTER, Duration::from_secs(86_400));
         (world, identity)
     }
@@ -321,8 +494,8 @@ impl World {
             seed,
             endpoints: Vec::new(),
             cache,
-            suites: Suites::of(true),
-            stripes: 2,
+            suites: self.suites,
+            stripes: self.stripes,
         };
         let interfaces: Vec<InterfaceAddress> = addresses
             .iter()
@@ -333,15 +506,10 @@ impl World {
             .collect();
         let mut node = Node::new(settings, now);
         node.handle_interfaces(&interfaces, PORT, now);
-        Machine {
-            node: Some(node),
-            plain: None,
-            delivered: Vec::new(),
-            events: Vec::new(),
-            relays: Vec::new(),
-            forwarded: Vec::new(),
-            interfaces,
-        }
+        let certificate: &Certificate = &identity.certificate;
+        let own = [certificate.ipv4.into(), certificate.ipv6().into()];
+        let has_workers = self.has_workers;
+        Machine { node: Some(node), interfaces, has_workers, ..Machine::blank(Builder::new(own)) }
     }
 
     /// A plain WireGuard program with the master as its peer.
@@ -356,15 +524,9 @@ impl World {
         let addresses: Vec<IpAddr> = addresses.iter().map(|text| ip(text)).collect();
         let key = head.certificate.transport;
         let tunnel = Tunnel::new(&identity.transport, &key, 7, self.net.now());
-        let machine = Machine {
-            node: None,
-            plain: Some((tunnel, endpoint.parse().expect("literal"))),
-            delivered: Vec::new(),
-            events: Vec::new(),
-            relays: Vec::new(),
-            forwarded: Vec::new(),
-            interfaces: Vec::new(),
-        };
+        let own = [identity.certificate.ipv4.into(), identity.certificate.ipv6().into()];
+        let plain = Some((tunnel, endpoint.parse().expect("literal")));
+        let machine = Machine { plain, ..Machine::blank(Builder::new(own)) };
         self.net.host(site, &addresses, machine)
     }
 
@@ -386,19 +548,15 @@ impl World {
         let cache = self.net.with(host, |machine, now| machine.node.as_mut().map(|n| n.cache(now)));
         let interfaces = self.net.peek(host).interfaces.clone();
         let addresses: Vec<IpAddr> = interfaces.iter().map(|i| i.address).collect();
-        let machine = self.machine(identity, &addresses, cache.filter(|_| with_cache), now);
+        let mut machine = self.machine(identity, &addresses, cache.filter(|_| with_cache), now);
+        machine.sealed = self.net.with(host, |machine, _| std::mem::take(&mut machine.sealed));
         self.net.replace(host, machine);
     }
 
     /// Sends one UDP packet from one node's program to another's.
     pub fn send(&mut self, from: HostId, from_id: &Identity, to_id: &Identity, text: &[u8]) {
         let packet = udp_packet(from_id, to_id, text);
-        self.net.with(from, |machine, now| {
-            if let Some(node) = &mut machine.node {
-                while !matches!(node.poll_output(), NodeOutput::Timeout(_)) {}
-                node.handle_packet(&packet, now);
-            }
-        });
+        self.net.with(from, |machine, now| machine.send(&packet, now));
     }
 
     /// Whether a packet with this text has come out at a host.
