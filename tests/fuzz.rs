@@ -104,6 +104,31 @@ fn the_data_plane_survives_anything() {
 }
 
 #[test]
+fn virtio_headers_survive_anything() {
+    fuzz("virtio");
+}
+
+#[test]
+fn superpackets_survive_being_segmented() {
+    fuzz("segment");
+}
+
+#[test]
+fn neighbours_survive_being_joined() {
+    fuzz("coalesce");
+}
+
+#[test]
+fn headers_of_the_channel_survive_anything() {
+    fuzz("channel_header");
+}
+
+#[test]
+fn places_of_slices_survive_anything() {
+    fuzz("place");
+}
+
+#[test]
 fn tunnels_survive_an_attacker_who_owns_the_network() {
     fuzz("tunnel");
 }

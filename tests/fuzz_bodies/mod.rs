@@ -8,6 +8,9 @@ pub mod files;
 pub mod network;
 pub mod nodes;
 pub mod packets;
+#[path = "../packets/mod.rs"]
+pub mod recipes;
+pub mod superpackets;
 pub mod texts;
 pub mod tunnels;
 pub mod words;
@@ -25,12 +28,37 @@ pub struct Body {
 }
 
 /// All of them.
-pub const BODIES: [Body; 11] = [
+pub const BODIES: [Body; 16] = [
     Body { name: "message", run: packets::message, seeds: packets::messages, rounds: 30_000 },
     Body { name: "ip", run: packets::ip, seeds: packets::ips, rounds: 30_000 },
     Body { name: "record", run: packets::record, seeds: packets::records, rounds: 20_000 },
     Body { name: "parts", run: packets::parts, seeds: packets::part_streams, rounds: 10_000 },
     Body { name: "dataplane", run: packets::dataplane, seeds: packets::arrivals, rounds: 10_000 },
+    Body {
+        name: "virtio",
+        run: superpackets::virtio,
+        seeds: superpackets::handed_over,
+        rounds: 20_000,
+    },
+    Body {
+        name: "segment",
+        run: superpackets::segment,
+        seeds: superpackets::to_segment,
+        rounds: 10_000,
+    },
+    Body {
+        name: "coalesce",
+        run: superpackets::coalesce,
+        seeds: superpackets::batches,
+        rounds: 10_000,
+    },
+    Body {
+        name: "channel_header",
+        run: superpackets::channel_header,
+        seeds: superpackets::channel_messages,
+        rounds: 10_000,
+    },
+    Body { name: "place", run: superpackets::place, seeds: superpackets::places, rounds: 10_000 },
     Body { name: "tunnel", run: tunnels::tunnel, seeds: tunnels::programs, rounds: 200 },
     Body { name: "member", run: nodes::member, seeds: nodes::attacks, rounds: 400 },
     Body { name: "cache", run: nodes::cache, seeds: nodes::caches, rounds: 400 },

@@ -174,12 +174,14 @@ pub fn is_right(packet: &[u8]) -> bool {
     let parts = Parts::of(packet);
     let number = |at: usize| usize::from(u16::from_be_bytes([packet[at], packet[at + 1]]));
     let len = if parts.is_v6 { 40 + number(4) } else { number(2) };
+    if len != packet.len() {
+        return false;
+    }
     let datagram =
         if parts.protocol == 17 { number(parts.transport + 4) } else { len - parts.transport };
     let mut summed = parts.pseudo_header(packet);
     summed.extend(&packet[parts.transport..]);
-    len == packet.len()
-        && datagram == len - parts.transport
+    datagram == len - parts.transport
         && (parts.is_v6 || naive(&packet[..parts.transport]) == 0xffff)
         && naive(&summed) == 0xffff
         && (parts.protocol != 17 || number(parts.checksum) != 0)
