@@ -440,13 +440,13 @@ fn renewed_keys_take_over_while_the_old_ones_still_open() {
     pair.pass(SECOND * 120);
     pair.sides[LOW].channel.handle_use(pair.now);
     let offer = pair.take(LOW).remove(0);
-    let under_old = pair.sides[HIGH].packet(pair.now).expect("keys");
+    let mut under_old = pair.sides[HIGH].packet(pair.now).expect("keys");
     pair.give(HIGH, &offer);
     let accept = pair.take(HIGH).remove(0);
     assert!(pair.passes(HIGH), "the old ones go on");
     pair.give(LOW, &accept);
     let mut steps = Vec::new();
-    assert!(pair.sides[LOW].open_message(&mut under_old.clone(), pair.now, &mut steps));
+    assert!(pair.sides[LOW].open_message(&mut under_old, pair.now, &mut steps));
     assert!(pair.passes(LOW) && pair.passes(HIGH));
     for side in &pair.sides {
         assert_eq!((side.open.len(), side.switches), (2, 2));
@@ -547,13 +547,13 @@ fn unconfirmed_keys_make_room_for_newer_ones_and_still_open() {
     pair.give(LOW, &accept);
     pair.take(LOW);
     // Everything from there is lost; it offers again, and its packets are late.
-    let late = pair.sides[LOW].packet(pair.now).expect("keys");
+    let mut late = pair.sides[LOW].packet(pair.now).expect("keys");
     pair.pass(SECOND * 6);
     let second = pair.take(LOW).into_iter().find(|words| matches!(words, Words::Offer(_)));
     pair.give(HIGH, &second.expect("its greeting was not answered"));
     assert_eq!(pair.sides[HIGH].open.len(), 3);
     let mut steps = Vec::new();
-    assert!(pair.sides[HIGH].open_message(&mut late.clone(), pair.now, &mut steps));
+    assert!(pair.sides[HIGH].open_message(&mut late, pair.now, &mut steps));
     pair.talk();
     assert!(pair.passes(LOW) && pair.passes(HIGH));
 }
