@@ -399,7 +399,8 @@ impl Node {
         self.members
             .by_key
             .get(key)
-            .map(|info| info.name.clone())
+            .and_then(|info| self.roster.by_serial(info.serial))
+            .map(|member| member.certificate().name.clone())
             .or_else(|| self.roster.network().master(key).map(|master| master.name.clone()))
     }
 }

@@ -154,11 +154,8 @@ impl Node {
         }
         // A gateway passes on between its plain WireGuard members and everybody else, nothing more.
         let is_plain = |address: &IpAddr| {
-            self.members
-                .by_address
-                .get(address)
-                .and_then(|key| self.contacts.get(key))
-                .is_some_and(|contact| contact.is_wireguard)
+            let member = self.members.owner_of(address).map(|info| info.next_hop);
+            member.and_then(|key| self.contacts.get(&key)).is_some_and(|c| c.is_wireguard)
         };
         if self.is_gateway() && (is_plain(&view.source()) || is_plain(&view.destination())) {
             self.forward(view.destination(), view.bytes(), now);

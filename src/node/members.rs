@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
 };
 
@@ -25,7 +26,6 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct MemberInfo {
     pub(super) serial: Serial,
-    pub(super) name: Name,
     pub(super) slot: PeerSlot,
     pub(super) addresses: [IpAddr; 2],
     /// The key of the tunnel that leads to it: its own, or its gateway's.
@@ -38,36 +38,44 @@ pub(super) struct MemberInfo {
 #[derive(Debug, Default)]
 pub(super) struct Members {
     pub(super) by_key: BTreeMap<TransportKey, MemberInfo>,
-    pub(super) by_address: BTreeMap<IpAddr, TransportKey>,
-    by_slot: BTreeMap<PeerSlot, TransportKey>,
+    by_address: BTreeMap<IpAddr, PeerSlot>,
+    by_slot: Vec<Option<TransportKey>>,
     /// Those that another node's tunnel leads to.
     behind: BTreeSet<TransportKey>,
     free_slots: BTreeSet<u32>,
-    next_slot: u32,
-    neighbours: Vec<Neighbour>,
+    /// Of the neighbours as they were last spoken of.
+    digest: u64,
 }
 
 impl Members {
-    fn take_slot(&mut self) -> PeerSlot {
-        PeerSlot(self.free_slots.pop_first().unwrap_or_else(|| {
-            self.next_slot += 1;
-            self.next_slot - 1
-        }))
+    /// A place for a new member.
+    fn take_slot(&mut self, key: TransportKey) -> PeerSlot {
+        let slot = self.free_slots.pop_first().unwrap_or_else(|| {
+            self.by_slot.push(None);
+            self.by_slot.len() as u32 - 1
+        });
+        self.by_slot[slot as usize] = Some(key);
+        PeerSlot(slot)
+    }
+
+    fn free_slot(&mut self, slot: PeerSlot) {
+        self.by_slot[slot.0 as usize] = None;
+        self.free_slots.insert(slot.0);
     }
 
     /// The member that owns an overlay address.
     pub(super) fn owner_of(&self, address: &IpAddr) -> Option<&MemberInfo> {
-        self.by_key.get(self.by_address.get(address)?)
+        self.by_key.get(&self.key_of(*self.by_address.get(address)?)?)
     }
 
     /// The member in this place.
     pub(super) fn key_of(&self, slot: PeerSlot) -> Option<TransportKey> {
-        self.by_slot.get(&slot).copied()
+        *self.by_slot.get(slot.0 as usize)?
     }
 
     /// The key of the tunnel that leads to the member in this place.
     pub(super) fn next_hop_of(&self, slot: PeerSlot) -> Option<TransportKey> {
-        self.by_key.get(self.by_slot.get(&slot)?).map(|info| info.next_hop)
+        self.by_key.get(&self.key_of(slot)?).map(|info| info.next_hop)
     }
 
     /// Everybody whose packets go through the tunnel with `key`: its holder, and who is behind it.
@@ -142,22 +150,14 @@ impl Node {
 
     fn rebuild_members(&mut self, now: Now) {
         let gateway = self.gateway();
-        let mut wanted: BTreeMap<TransportKey, (Serial, Name, [IpAddr; 2], TransportKey)> =
+        let mut wanted: BTreeMap<TransportKey, (Serial, [IpAddr; 2], TransportKey)> =
             BTreeMap::new();
         let mut plain = BTreeSet::new();
-        let mut neighbours = Vec::new();
+        let mut digest = DefaultHasher::new();
         for member in self.roster.members(now.wall) {
             let certificate: &Certificate = member.certificate();
-            let is_self = certificate.transport == self.key;
-            neighbours.push(Neighbour {
-                name: certificate.name.clone(),
-                ipv4: certificate.ipv4,
-                ipv6: certificate.ipv6(),
-                host: certificate.host,
-                owner: certificate.owner.clone(),
-                is_self,
-            });
-            if is_self {
+            certificate.serial.hash(&mut digest);
+            if certificate.transport == self.key {
                 continue;
             }
             if certificate.roles.is_wireguard() {
@@ -168,36 +168,33 @@ impl Node {
             } else {
                 certificate.transport
             };
-            let info =
-                (certificate.serial, certificate.name.clone(), addresses(certificate), through);
+            let info = (certificate.serial, addresses(certificate), through);
             wanted.insert(certificate.transport, info);
         }
         let gone: Vec<TransportKey> = self
             .members
             .by_key
             .iter()
-            .filter(|(key, info)| wanted.get(*key).is_none_or(|(_, _, a, _)| *a != info.addresses))
+            .filter(|(key, info)| wanted.get(*key).is_none_or(|(_, a, _)| *a != info.addresses))
             .map(|(key, _)| *key)
             .collect();
         gone.iter().for_each(|key| self.remove_member(key));
         let mut moved = Vec::new();
-        for (key, (serial, name, addresses, next_hop)) in wanted {
+        for (key, (serial, addresses, next_hop)) in wanted {
             if let Some(known) = self.members.by_key.get_mut(&key) {
                 known.serial = serial;
-                known.name = name;
                 if known.next_hop != next_hop {
                     known.next_hop = next_hop;
                     moved.push(key);
                 }
                 continue;
             }
-            let slot = self.members.take_slot();
+            let slot = self.members.take_slot(key);
             let carrier = Carrier::Own;
-            let info = MemberInfo { serial, name, slot, addresses, next_hop, carrier };
+            let info = MemberInfo { serial, slot, addresses, next_hop, carrier };
             self.members.by_key.insert(key, info);
-            self.members.by_slot.insert(slot, key);
             addresses.iter().for_each(|address| {
-                self.members.by_address.insert(*address, key);
+                self.members.by_address.insert(*address, slot);
             });
             self.direct(Directive::InstallPeer { slot, addresses });
             self.reinstall_keypairs(&key, slot);
@@ -208,8 +205,9 @@ impl Node {
         for key in moved {
             self.publish_ways(&key, now);
         }
-        if neighbours != self.members.neighbours {
-            self.members.neighbours = neighbours;
+        let digest = digest.finish();
+        if digest != self.members.digest {
+            self.members.digest = digest;
             self.outputs.push_back(Output::Event(Event::NeighboursChanged));
         }
     }
@@ -219,9 +217,8 @@ impl Node {
         info.addresses.iter().for_each(|address| {
             self.members.by_address.remove(address);
         });
-        self.members.by_slot.remove(&info.slot);
+        self.members.free_slot(info.slot);
         self.members.behind.remove(key);
-        self.members.free_slots.insert(info.slot.0);
         self.last_seen.remove(key);
         self.refusals.remove(key);
         self.direct(Directive::RemovePeer { slot: info.slot });
@@ -317,8 +314,17 @@ impl Node {
     }
 
     /// Every good node, itself included, by name.
-    pub fn neighbours(&self) -> &[Neighbour] {
-        &self.members.neighbours
+    pub fn neighbours(&self) -> Vec<Neighbour> {
+        let mut neighbours: Vec<Neighbour> = self
+            .members
+            .by_key
+            .values()
+            .filter_map(|info| self.roster.by_serial(info.serial))
+            .map(|member| neighbour(member.certificate(), false))
+            .chain(std::iter::once(neighbour(&self.certificate, true)))
+            .collect();
+        neighbours.sort_by(|a, b| a.name.cmp(&b.name));
+        neighbours
     }
 
     /// Finds a node by name, `NAME.NETWORK` or overlay address.
@@ -326,14 +332,23 @@ impl Node {
         let suffix = format!(".{}", self.roster.network().name);
         let name = node.strip_suffix(&suffix).unwrap_or(node);
         let address = node.parse::<IpAddr>().ok();
-        self.members
-            .neighbours
-            .iter()
-            .find(|n| {
-                n.name.as_str() == name
-                    || address == Some(n.ipv4.into())
-                    || address == Some(n.ipv6.into())
-            })
-            .map(|n| (n.name.clone(), address.unwrap_or_else(|| n.ipv6.into())))
+        let is_it = |n: &Neighbour| {
+            n.name.as_str() == name
+                || address == Some(n.ipv4.into())
+                || address == Some(n.ipv6.into())
+        };
+        let found = self.neighbours().into_iter().find(is_it)?;
+        Some((found.name, address.unwrap_or_else(|| found.ipv6.into())))
+    }
+}
+
+fn neighbour(certificate: &Certificate, is_self: bool) -> Neighbour {
+    Neighbour {
+        name: certificate.name.clone(),
+        ipv4: certificate.ipv4,
+        ipv6: certificate.ipv6(),
+        host: certificate.host,
+        owner: certificate.owner.clone(),
+        is_self,
     }
 }

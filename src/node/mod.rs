@@ -97,6 +97,9 @@ const CLOCK_LEAP: Duration = Duration::from_secs(60);
 /// How often the roster is purged, the announcements that were held back are released, and allocations expire.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
+/// Certificates of a page that came are judged so much later, with those of the pages behind it: judging looks at everybody.
+const SETTLE: Duration = Duration::from_millis(100);
+
 /// How long to sleep when nothing at all is due.
 const NOTHING_DUE: Duration = Duration::from_secs(3600);
 
@@ -210,6 +213,9 @@ pub struct Node {
     latest: Instant,
     clocks: Option<Now>,
     next_review: Option<Timestamp>,
+    /// Many entries are being taken in: certificates among them are judged all together, at the latest then.
+    is_bulk: bool,
+    settle_at: Option<Instant>,
     next_housekeeping: Option<Instant>,
     is_started: bool,
     is_accepted: bool,
@@ -262,6 +268,8 @@ impl Node {
             latest: now.instant,
             clocks: None,
             next_review: None,
+            is_bulk: false,
+            settle_at: None,
             next_housekeeping: None,
             is_started: false,
             is_accepted: false,
@@ -406,6 +414,8 @@ impl Node {
         self.begin(now);
         let before = self.roster.knowledge();
         let mut taken = Vec::new();
+        self.is_bulk = true;
+        let mut refused = None;
         for entry in &update.entries {
             let what = match entry {
                 Entry::Certificate(raw) => {
@@ -423,10 +433,16 @@ impl Node {
                 Taken::News(_) if matches!(entry, Entry::Certificate(_)) => taken.push(what),
                 Taken::News(_) | Taken::Known | Taken::Early => {}
                 Taken::Refused(why) => {
-                    self.work(now);
-                    return Err(UpdateError::Refused { what, why: why.to_string() });
+                    refused = Some(UpdateError::Refused { what, why: why.to_string() });
+                    break;
                 }
             }
+        }
+        self.is_bulk = false;
+        self.settle(now);
+        if let Some(error) = refused {
+            self.work(now);
+            return Err(error);
         }
         let after = self.roster.knowledge();
         if after.head > before.head {

@@ -231,7 +231,7 @@ impl Node {
             let last = member.and_then(|member| member.announcement(now.wall));
             let is_elsewhere =
                 |last: &Announcement| last.incarnation != introduction.incarnation && !last.leaving;
-            if last.is_none_or(|last| is_elsewhere(last)) {
+            if last.is_none_or(|last| is_elsewhere(&last)) {
                 return Err(Refusal::InUseElsewhere);
             }
         }

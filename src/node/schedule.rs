@@ -31,6 +31,9 @@ impl Node {
         if jump > CLOCK_JUMP || self.next_review.is_some_and(|t| self.roster.clock(now.wall) >= t) {
             self.review(now);
         }
+        if self.settle_at.is_some_and(|time| now.instant >= time) {
+            self.settle(now);
+        }
         if self.has_ended {
             return;
         }
@@ -162,6 +165,7 @@ impl Node {
             .into_iter()
             .chain(review)
             .chain(self.next_housekeeping)
+            .chain(self.settle_at)
             .chain(self.announcer.next_timeout())
             .min()
             .unwrap_or(clocks.instant + NOTHING_DUE)

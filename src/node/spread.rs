@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    Node,
+    Node, SETTLE,
     contact::Contact,
     output::{Event, Output},
 };
@@ -200,10 +200,14 @@ impl Node {
                 self.announcer.is_dirty = true;
                 self.review(now);
             }
+            Key::Certificate(_) if self.is_bulk => {
+                self.settle_at.get_or_insert(now.instant + SETTLE);
+            }
             Key::Certificate(_) => self.review(now),
             Key::Announcement(serial) => self.handle_announcement(serial, now),
         }
-        if !matches!(key, Key::Announcement(_)) {
+        let is_later = self.is_bulk && matches!(key, Key::Certificate(_));
+        if !is_later && !matches!(key, Key::Announcement(_)) {
             self.compare_all(now);
         }
         self.emit_cache_changed();
@@ -258,9 +262,11 @@ impl Node {
         entries: &[Entry],
         now: Now,
     ) {
+        self.is_bulk = true;
         for entry in entries {
             self.take_entry_from(entry, Some(*key), now);
         }
+        self.is_bulk = false;
         let Some(contact) = self.contacts.get_mut(key) else { return };
         if contact.read.0 != epoch {
             contact.read = (epoch, 0);
@@ -323,6 +329,14 @@ impl Node {
         let is_asked = contact.reading.is_some_and(|repeat| repeat.next <= now.instant + READ.0);
         if !is_asked {
             contact.reading = Some(Repeat::new(READ.0, READ.1, now.instant));
+        }
+    }
+
+    /// Judges the certificates that were taken in together.
+    pub(super) fn settle(&mut self, now: Now) {
+        if self.settle_at.take().is_some() {
+            self.review(now);
+            self.compare_all(now);
         }
     }
 

@@ -17,7 +17,8 @@ mod sync;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::IpAddr,
     time::Duration,
 };
@@ -34,7 +35,7 @@ use crate::{
         key::{TransportKey, VerifyKey},
         network::Network,
         revocation::{Head, Revocation},
-        signed::{Signed, SignedError},
+        signed::{RawSigned, Signed, SignedError},
         time::Timestamp,
     },
 };
@@ -77,7 +78,9 @@ pub enum Taken {
 #[derive(Debug)]
 pub struct Member {
     certificate: Signed<Certificate>,
-    announcement: Option<Signed<Announcement>>,
+    /// Verified; read again when somebody asks, since most are never asked for.
+    announcement: Option<RawSigned>,
+    sequence: u64,
     /// When its announcement last got a version.
     versioned: Timestamp,
     /// A newer one waits until [`ANNOUNCE_INTERVAL`] is over.
@@ -90,8 +93,9 @@ impl Member {
         &self.certificate
     }
     /// What it last said of itself, if that still counts.
-    pub fn announcement(&self, wall: Timestamp) -> Option<&Signed<Announcement>> {
-        self.announcement.as_ref().filter(|announcement| !announcement.is_over(wall))
+    pub fn announcement(&self, wall: Timestamp) -> Option<Announcement> {
+        let announcement = self.announcement.as_ref()?.peek::<Announcement>().ok()?;
+        (!announcement.is_over(wall)).then_some(announcement)
     }
 }
 
@@ -106,9 +110,12 @@ pub struct Roster {
     revoked_serials: HashSet<Serial>,
     revoked_transport: HashSet<TransportKey>,
     revoked_host: HashSet<VerifyKey>,
-    members: BTreeMap<Serial, Member>,
+    /// In boxes: serials come in order, which leaves a tree's nodes half empty.
+    members: BTreeMap<Serial, Box<Member>>,
     /// Highest serial by tunnel key, whatever its validity.
     by_transport: BTreeMap<TransportKey, Serial>,
+    /// Who may supersede whom: a number for each name and node number, then the serials that have it.
+    claims: BTreeSet<(u64, Serial)>,
     floor: Timestamp,
     epoch: u64,
     version: u64,
@@ -133,6 +140,7 @@ impl Roster {
             revoked_host: HashSet::new(),
             members: BTreeMap::new(),
             by_transport: BTreeMap::new(),
+            claims: BTreeSet::new(),
             epoch,
             version: 0,
             log: BTreeMap::new(),
@@ -281,9 +289,11 @@ impl Roster {
         self.digest ^= hash(&Entry::Certificate(certificate.raw().clone()));
         let best = self.by_transport.entry(certificate.transport).or_insert(serial);
         *best = (*best).max(serial);
+        self.claims.extend(claims(&certificate).map(|claim| (claim, serial)));
         let versioned = Timestamp::default();
-        let member = Member { certificate, announcement: None, versioned, held_back: false };
-        self.members.insert(serial, member);
+        let member =
+            Member { certificate, announcement: None, sequence: 0, versioned, held_back: false };
+        self.members.insert(serial, Box::new(member));
         self.bump(Key::Certificate(serial));
         Ok(Taken::News(Key::Certificate(serial)))
     }
@@ -299,11 +309,12 @@ impl Roster {
             return Err(SignedError::Invalid("the announcement is of the future"));
         }
         let member = self.members.get_mut(&serial).expect("looked up by take");
-        let held = member.announcement.as_ref().map(|held| held.sequence);
+        let held = member.announcement.as_ref().map(|_| member.sequence);
         if announcement.is_over(wall) || held >= Some(announcement.sequence) {
             return Ok(Taken::Known);
         }
-        member.announcement = Some(announcement);
+        member.sequence = announcement.sequence;
+        member.announcement = Some(announcement.raw().clone());
         // A clock that was set back must not hold announcements for ever.
         if wall >= member.versioned && wall.since(member.versioned) < ANNOUNCE_INTERVAL {
             member.held_back = true;
@@ -339,6 +350,9 @@ impl Roster {
         for serial in over {
             let Some(member) = self.members.remove(&serial) else { continue };
             self.digest ^= hash(&Entry::Certificate(member.certificate.raw().clone()));
+            for claim in claims(&member.certificate) {
+                self.claims.remove(&(claim, serial));
+            }
             let transport = member.certificate.transport;
             if self.by_transport.get(&transport) == Some(&serial) {
                 let mut others = self.members.iter().rev();
@@ -375,8 +389,12 @@ impl Roster {
                 && !self.is_revoked(other)
                 && other.validity(wall) == Validity::Valid
         };
-        let newer = Serial(certificate.serial.0.saturating_add(1))..;
-        if self.members.range(newer).any(|(_, member)| supersedes(&member.certificate)) {
+        let newer = claims(certificate).into_iter().flat_map(|claim| {
+            let range =
+                (claim, Serial(certificate.serial.0.saturating_add(1)))..=(claim, Serial(u64::MAX));
+            self.claims.range(range).filter_map(|(_, serial)| self.members.get(serial))
+        });
+        if newer.into_iter().any(|member| supersedes(&member.certificate)) {
             return Err(Refusal::Superseded);
         }
         Ok(())
@@ -396,14 +414,14 @@ impl Roster {
             return Some(best);
         }
         // Rare: the newest certificate of this key is not good (yet), an older one may be.
-        self.members.values().rev().find(|member| {
+        self.members.values().rev().map(AsRef::as_ref).find(|member: &&Member| {
             member.certificate.transport == *key && self.standing(&member.certificate, wall).is_ok()
         })
     }
 
     /// By serial, good or not.
     pub fn by_serial(&self, serial: Serial) -> Option<&Member> {
-        self.members.get(&serial)
+        self.members.get(&serial).map(AsRef::as_ref)
     }
 
     /// Every good member, the highest serial of each name only, in the order of names.
@@ -424,7 +442,7 @@ impl Roster {
 
     /// Everything held, good or not.
     pub fn all(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.members.values().map(AsRef::as_ref)
     }
 
     /// All revocations, in order.
@@ -460,7 +478,7 @@ impl Roster {
             }
             Key::Announcement(serial) => {
                 let announcement = self.members.get(&serial)?.announcement.as_ref()?;
-                Some(Entry::Announcement(announcement.raw().clone()))
+                Some(Entry::Announcement(announcement.clone()))
             }
         }
     }
@@ -483,6 +501,17 @@ impl Roster {
 /// Addresses of a member, both families.
 pub fn addresses(certificate: &Certificate) -> [IpAddr; 2] {
     [certificate.ipv4.into(), certificate.ipv6().into()]
+}
+
+/// What a certificate lays claim to, its name and its number, as numbers to look up by; two names may share one.
+fn claims(certificate: &Certificate) -> [u64; 2] {
+    [number_of(&certificate.name), number_of(&certificate.number)]
+}
+
+fn number_of(claim: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    claim.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// What an entry adds to the digest. Announcements are not in it: they change too often, and spread as news.

@@ -604,6 +604,11 @@ impl Identity {
         self.transport.clone()
     }
 
+    /// What signs its announcements.
+    pub fn host_secret(&self) -> &SigningSecret {
+        &self.host
+    }
+
     fn draw(name: &str, seed: u64) -> (String, TransportSecret, SigningSecret) {
         let mut bytes = [7; 32];
         bytes[..8].copy_from_slice(&seed.to_le_bytes());

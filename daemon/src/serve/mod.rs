@@ -240,7 +240,7 @@ async fn prepare(
     let own = (certificate.name.clone(), certificate.owner.clone());
     let network = master.network.name.clone();
     let (mut publisher, owners) = Publisher::new(network, &about.view, policy, own);
-    for error in publisher.update(core.node.neighbours().to_vec()) {
+    for error in publisher.update(core.node.neighbours()) {
         core.warn(format!("{error:#}"));
     }
     workers.start()?;
@@ -449,7 +449,7 @@ impl Serve {
             }
         }
         if neighbours_changed {
-            let nodes = self.prepared.core.node.neighbours().to_vec();
+            let nodes = self.prepared.core.node.neighbours();
             tracing::debug!(nodes = nodes.len(), "the set of nodes has changed");
             let soon = self.prepared.core.now().instant + NODES_DELAY;
             self.cache_due = Some(self.cache_due.map_or(soon, |due| due.min(soon)));

@@ -130,7 +130,7 @@ impl Waiting {
         core: &mut Core,
     ) {
         let now = core.now();
-        let neighbours = core.node.neighbours().to_vec();
+        let neighbours = core.node.neighbours();
         let found = core.node.lookup(node).and_then(|(name, address)| {
             Some((neighbours.iter().find(|n| n.name == name)?, address))
         });
