@@ -9,10 +9,12 @@ use std::{
 
 use clusternet::{
     dataplane::{
+        coalesce::Coalescer,
         drops::{Counters, DropReason},
         inbound::{self, Inbound, Sink, Takes},
         outbound::{self, Batch},
         punt::{self, Punt},
+        segment::segment,
         table::Builder,
     },
     node::output::{Directive, PeerSlot},
@@ -20,13 +22,15 @@ use clusternet::{
     wire::{
         message::Mac1Key,
         relay::{RelayIndex, wrap},
-        superpacket::VirtioHeader,
+        superpacket::{Kind, VirtioHeader, rebuild_parts},
     },
     words::key::TransportSecret,
 };
 
 mod ends;
 mod packets;
+
+use packets::{Recipe, payload};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -175,7 +179,7 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
 fn sealing_and_opening_allocate_nothing() {
     let now = clusternet::sys::clock::now().instant;
     let [mut a, mut b] = ends::ends(clusternet::channel::Suite::Aes256Gcm, None, now);
-    let traffic: Vec<(VirtioHeader, Vec<u8>)> = packets::Recipe::all()
+    let traffic: Vec<(VirtioHeader, Vec<u8>)> = Recipe::all()
         .iter()
         .flat_map(|recipe| [10, 1300, 20_000, 60_000].map(|len| ends::from_1_to_2(recipe, len)))
         .collect();
@@ -212,4 +216,44 @@ fn sealing_and_opening_allocate_nothing() {
         round();
     }
     assert_eq!(allocations(|| (0..100).for_each(|_| round())), 0);
+}
+
+#[test]
+fn segmenting_and_joining_allocate_nothing() {
+    // Superpackets of 45 segments; what they become is joined again, four flows at a time.
+    let superpackets = Recipe::all().map(|recipe| {
+        let kind = if recipe.is_tcp { Kind::Tcp(1340) } else { Kind::Udp(1340) };
+        (kind, recipe.unfinished(&payload(60_000)))
+    });
+    let mut scratch = vec![0; 1 << 16];
+    let mut arena = vec![0; 1 << 19];
+    let mut coalescer = Coalescer::new(true, 256);
+    let mut round = || {
+        let mut end = 0;
+        for (kind, packet) in &superpackets {
+            let scratch = &mut scratch[..packet.len()];
+            scratch.copy_from_slice(packet);
+            let each = |segment: &[u8]| {
+                let start = end;
+                end += segment.len();
+                arena[start..end].copy_from_slice(segment);
+                coalescer.push(&mut arena, start..end, Kind::Whole);
+            };
+            segment(*kind, scratch, each).expect("well-formed");
+        }
+        let mut writes = 0;
+        coalescer.flush(|kind, pieces| {
+            let len = pieces.iter().map(ExactSizeIterator::len).sum();
+            rebuild_parts(kind, &mut arena[pieces[0].clone()], len).expect("well-formed");
+            assert_eq!(pieces.len(), 45);
+            writes += 1;
+        });
+        assert_eq!(writes, 4);
+    };
+    let count = allocations(|| {
+        for _ in 0..20 {
+            round();
+        }
+    });
+    assert_eq!(count, 0, "not even in the first round");
 }
