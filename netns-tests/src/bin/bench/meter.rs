@@ -167,8 +167,8 @@ fn busy() -> Result<f64> {
         .skip(1)
         .filter_map(|word| word.parse().ok())
         .collect();
-    // user, nice, system, idle, iowait, irq, softirq.
-    let worked: f64 = [0, 1, 2, 5, 6].iter().filter_map(|index| numbers.get(*index)).sum();
+    // user, nice, system, irq, softirq, and what the machine below gave to others.
+    let worked: f64 = [0, 1, 2, 5, 6, 7].iter().filter_map(|index| numbers.get(*index)).sum();
     Ok(worked / ticks_per_second())
 }
 

@@ -39,6 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     let started = now();
     binaries::build_once()?;
+    let mut report = Report::new(options);
     if options.pin {
         // Before anything is started: children and their children keep to it.
         let mut core = CpuSet::new();
@@ -46,7 +47,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         sched_setaffinity(Pid::from_raw(0), &core).context("keep to the first core")?;
     }
     let path = place(options)?;
-    let mut report = Report::new(options);
     let mut peers = Vec::new();
     for name in options.peers() {
         let peer = Peer::named(&name, options)?;

@@ -71,20 +71,24 @@ const CPU: (&str, &str) = ("tcp", "cpu");
 fn targets(setting: &Setting) -> Vec<Target> {
     use Against::{BestRival, Nothing, Peer};
     use Bound::{AtLeast, AtMost};
-    if setting.pinned {
-        return vec![
-            row("TCP, one core", TCP, BARE, AtLeast(0.4)),
-            row("TCP, one core", TCP, BestRival, AtLeast(2.5)),
-        ];
-    }
-    if setting.mtu > 1500 {
-        return vec![row("TCP, large MTU", TCP, BestRival, AtLeast(1.8))];
-    }
-    if setting.offload == Offload::Nic {
-        return vec![
-            row("TCP, link that cuts", TCP, BARE, AtLeast(0.55)),
-            row("TCP, link that cuts", TCP, BestRival, AtLeast(2.0)),
-        ];
+    let plain = setting.offload == Offload::Whole;
+    match (setting.pinned, setting.mtu > 1500, plain) {
+        (false, false, true) => {}
+        (true, false, true) => {
+            return vec![
+                row("TCP, one core", TCP, BARE, AtLeast(0.4)),
+                row("TCP, one core", TCP, BestRival, AtLeast(2.5)),
+            ];
+        }
+        (false, true, true) => return vec![row("TCP, large MTU", TCP, BestRival, AtLeast(1.8))],
+        (false, false, false) => {
+            return vec![
+                row("TCP, link that cuts", TCP, BARE, AtLeast(0.55)),
+                row("TCP, link that cuts", TCP, BestRival, AtLeast(2.0)),
+            ];
+        }
+        // Of several at once nothing was asked.
+        (true, _, false) | (_, true, false) | (true, true, true) => return Vec::new(),
     }
     let mut rows = vec![
         row("TCP", TCP, BARE, AtLeast(0.5)),
