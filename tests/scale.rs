@@ -96,9 +96,9 @@ impl Large {
         entries
     }
 
-    fn take(&mut self, entries: Vec<Entry>) {
+    fn take(&mut self, entries: &[Entry]) {
         let now = self.now;
-        let update = Update { entries };
+        let update = Update { entries: entries.to_vec() };
         self.drain();
         self.machine.node.as_mut().expect("it runs").handle_update(&update, now).expect("signed");
         self.drain();
@@ -157,15 +157,12 @@ fn a_member_that_is_only_known_costs_less_than_two_kilobytes() {
     simulate(1, |clock| {
         let mut large = Large::new(clock, 1, 2_000);
         let entries = large.entries();
-        let (first, rest) = (entries[..200].to_vec(), entries[200..].to_vec());
+        let (first, rest) = entries.split_at(200);
         // What comes with the first ones is not counted.
         large.take(first);
         let known = rest.len() / 2;
         let before = HELD.get();
-        {
-            let entries = rest.clone();
-            large.take(entries);
-        }
+        large.take(rest);
         let each = (HELD.get() - before) / known as isize;
         eprintln!("{each} bytes each");
         assert!(each < 2048, "{each} bytes for each of {known} members");
@@ -178,7 +175,7 @@ fn an_event_costs_the_same_with_two_contacts_and_with_two_thousand() {
         simulate(2, |clock| {
             let mut large = Large::new(clock, 2, others);
             let entries = large.entries();
-            large.take(entries);
+            large.take(&entries);
             large.call(others);
             let packet = udp_packet(&large.own, &large.others[0], b"one more");
             let origin = Route::direct("203.0.113.1:9".parse().expect("an endpoint"));

@@ -374,4 +374,136 @@ mod tests {
         let short = Offer { mlkem: vec![0; 7], ..good };
         assert_eq!(accept(&short, 0x200, &context()).err(), Some(ExchangeError::Malformed));
     }
+
+    /// `tests/vectors/channel.json`, which `channel.py` beside it has made and checks.
+    mod vectors {
+        use serde::Deserialize;
+
+        use super::*;
+        use crate::{
+            channel::{keypair::Keypairs, message},
+            wire::record::Record,
+        };
+
+        #[derive(Deserialize)]
+        struct Vector {
+            label: String,
+            context: VectorContext,
+            x25519_secrets: [String; 2],
+            decapsulation_key: String,
+            offer: String,
+            accept: String,
+            transcript: String,
+            /// Of each stripe: the offerer's, the answerer's.
+            keys: Vec<[String; 2]>,
+            messages: Vec<Message>,
+        }
+
+        #[derive(Deserialize)]
+        struct VectorContext {
+            network: String,
+            offerer: VectorParty,
+            answerer: VectorParty,
+        }
+
+        #[derive(Deserialize)]
+        struct VectorParty {
+            serial: u64,
+            key: String,
+            incarnation: u64,
+            suites: u8,
+        }
+
+        #[derive(Deserialize)]
+        struct Message {
+            from: usize,
+            stripe: u8,
+            counter: u64,
+            text: String,
+            datagram: String,
+        }
+
+        fn bytes(hex: &str) -> Vec<u8> {
+            let digit = |place| u8::from_str_radix(&hex[place..place + 2], 16).expect("hex");
+            (0..hex.len()).step_by(2).map(digit).collect()
+        }
+
+        fn array<const N: usize>(hex: &str) -> [u8; N] {
+            bytes(hex).try_into().expect("of this length")
+        }
+
+        impl VectorParty {
+            fn party(&self) -> Party {
+                Party {
+                    serial: Serial(self.serial),
+                    key: TransportKey(array(&self.key)),
+                    incarnation: Incarnation(self.incarnation),
+                    suites: Suites(self.suites),
+                }
+            }
+        }
+
+        #[test]
+        fn the_test_vectors_are_met() {
+            let text = include_str!("../../tests/vectors/channel.json");
+            let vectors: Vec<Vector> = serde_json::from_str(text).expect("vectors");
+            assert_eq!(vectors.len(), 2);
+            vectors.iter().for_each(check);
+        }
+
+        #[expect(clippy::disallowed_methods, reason = "any instant will do")]
+        fn check(vector: &Vector) {
+            let label = &vector.label;
+            let context = Context {
+                network: NetworkId(array(&vector.context.network)),
+                offerer: vector.context.offerer.party(),
+                answerer: vector.context.answerer.party(),
+            };
+            let records = [&vector.offer, &vector.accept].map(|record| bytes(record));
+            let (Ok(Record::Offer(offer)), Ok(Record::Accept(accept))) =
+                (Record::decode(&records[0]), Record::decode(&records[1]))
+            else {
+                panic!("{label}: an offer and an answer");
+            };
+            assert_eq!(Record::Offer(offer.clone()).encode(), records[0]);
+            assert_eq!(Record::Accept(accept.clone()).encode(), records[1]);
+            assert_eq!(transcript(&offer, &accept, &context), array(&vector.transcript), "{label}");
+            let [ours, theirs] =
+                [0, 1].map(|side| StaticSecret::from(array(&vector.x25519_secrets[side])));
+            let mlkem = DecapsulationKey::new(&ML_KEM_768, &bytes(&vector.decapsulation_key));
+            let mlkem = mlkem.expect("a key");
+            let k1 = mlkem.decapsulate(Ciphertext::from(accept.mlkem.as_slice())).expect("fits");
+            let offered = Offered { offer: (*offer).clone(), x25519: ours, mlkem };
+            let offerer = offered.complete(&accept, &context).expect("it fits");
+            let prk = derive(&offer, &accept, &context, k1.as_ref(), &theirs, &offer.x25519);
+            let answerer = Agreed {
+                suite: accept.suite,
+                send_index: offer.receiver,
+                receive_index: accept.receiver,
+                is_offerer: false,
+                prk: prk.expect("a contributory share"),
+            };
+            for (stripe, [from_offerer, from_answerer]) in (0..).zip(&vector.keys) {
+                for (side, seal, open) in [
+                    (&offerer, from_offerer, from_answerer),
+                    (&answerer, from_answerer, from_offerer),
+                ] {
+                    let keys = side.keys(stripe);
+                    assert_eq!(*keys.seal, array(seal), "{label} {stripe}");
+                    assert_eq!(*keys.open, array(open), "{label} {stripe}");
+                }
+            }
+            let now = std::time::Instant::now();
+            let sides = [offerer, answerer].map(|agreed| Keypairs::new(&agreed, 16, now));
+            for Message { from, stripe, counter, text, datagram } in &vector.messages {
+                let keypair = |side: usize| sides[side].stripe(*stripe).expect("one of 16");
+                let (text, datagram) = (bytes(text), bytes(datagram));
+                assert_eq!(message::seal(keypair(*from), *counter, &[&text]), datagram, "{label}");
+                let (head, sealed) = datagram.split_at(crate::wire::channel::HEADER);
+                let mut sealed = sealed.to_vec();
+                let opened = keypair(1 - from).open(*counter, head, &mut sealed);
+                assert_eq!(opened.map(|opened| opened.to_vec()), Ok(text), "{label}");
+            }
+        }
+    }
 }

@@ -62,7 +62,7 @@ pub fn seal_empty(keypair: &Keypair, now: Instant) -> Result<Vec<u8>, KeyError> 
     Ok(seal(keypair, counter, &[]))
 }
 
-fn seal(keypair: &Keypair, counter: u64, text: &[&[u8]]) -> Vec<u8> {
+pub(super) fn seal(keypair: &Keypair, counter: u64, text: &[&[u8]]) -> Vec<u8> {
     let len: usize = text.iter().map(|part| part.len()).sum();
     let header = Header { receiver: keypair.send_index(), counter }.to_bytes();
     let mut datagram = Vec::with_capacity(HEADER + len + TAG);
