@@ -557,7 +557,6 @@ mod tests {
             table::Builder,
         },
         node::output::Directive,
-        sys::clock,
         wire::relay::wrap,
         words::key::TransportSecret,
     };
@@ -752,7 +751,7 @@ mod tests {
         let mut sink = Sends(Vec::new());
         let mut inbound = Inbound::new(Takes::ALL);
         let table = world.table.table();
-        let now = clock::now().instant;
+        let now = Instant::now();
         let context = Context { table, mac1: &world.mac1, now, counters: &counters };
         inbound.room().unwrap()[..together.len()].copy_from_slice(&together);
         let size = (together.len(), segment);
@@ -779,7 +778,7 @@ mod tests {
         let context = Context {
             table: world.table.table(),
             mac1: &world.mac1,
-            now: clock::now().instant,
+            now: Instant::now(),
             counters: &counters,
         };
         for (origin, datagram) in &datagrams {

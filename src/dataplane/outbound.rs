@@ -353,7 +353,6 @@ mod tests {
             table::Builder,
         },
         node::output::Directive,
-        sys::clock,
     };
 
     fn pair(n: u8) -> [IpAddr; 2] {
@@ -436,7 +435,7 @@ mod tests {
         let context = Context {
             table: table.table(),
             stripe: 0,
-            now: clock::now().instant,
+            now: Instant::now(),
             counters: &counters,
         };
         for packet in &packets {
