@@ -36,7 +36,7 @@ pub const DEFAULT_MTU: u16 = 1400;
 pub const MIN_MTU: u16 = 1280;
 
 /// Larger frames no underlay of today carries.
-pub const MAX_MTU: u16 = 9000;
+pub const MAX_MTU: u16 = 60_000;
 
 /// A whole `master.toml`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -361,7 +361,7 @@ impl<'de> Deserialize<'de> for Mtu {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         match u16::deserialize(from)? {
             mtu @ MIN_MTU..=MAX_MTU => Ok(Self(mtu)),
-            _ => Err(de::Error::custom("an MTU is between 1280 (IPv6 needs that) and 9000")),
+            _ => Err(de::Error::custom("an MTU is between 1280 (IPv6 needs that) and 60000")),
         }
     }
 }
