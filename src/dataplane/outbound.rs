@@ -432,12 +432,8 @@ mod tests {
         ];
         let mut answers = 0;
         let mut batch = Batch::default();
-        let context = Context {
-            table: table.table(),
-            stripe: 0,
-            now: Instant::now(),
-            counters: &counters,
-        };
+        let context =
+            Context { table: table.table(), stripe: 0, now: Instant::now(), counters: &counters };
         for packet in &packets {
             let (room, spread) = batch.room();
             room[spread.front..spread.front + packet.len()].copy_from_slice(packet);

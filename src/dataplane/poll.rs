@@ -80,7 +80,7 @@ impl Poll {
         let Some(since) = self.asleep.take() else { return };
         let slept = now.saturating_duration_since(since);
         self.window = if slept <= self.longest {
-            (self.window * 2).clamp(FIRST, self.longest)
+            (self.window * 2).max(FIRST).min(self.longest)
         } else {
             let half = self.window / 2;
             if half < FIRST { Duration::ZERO } else { half }
@@ -88,6 +88,74 @@ impl Poll {
         if self.not_before.is_none_or(|time| since + slept >= time + self.respect) {
             self.respect = RESPECT;
             self.not_before = None;
+        }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
+mod tests {
+    use super::*;
+
+    const MICRO: Duration = Duration::from_micros(1);
+
+    /// Looks until it may not, a microsecond a look; how long that was.
+    fn look(poll: &mut Poll, from: Instant) -> Duration {
+        let looks = (1..).find(|n| !poll.may_look_again(from + MICRO * *n)).expect("it ends");
+        MICRO * looks
+    }
+
+    #[test]
+    fn it_looks_longer_where_sleep_is_short_and_not_at_all_where_it_is_long() {
+        let mut poll = Poll::new(LONGEST);
+        let start = Instant::now();
+        let first = look(&mut poll, start);
+        assert!(first > FIRST && first < FIRST + 3 * MICRO);
+        let mut at = start + first;
+        for _ in 0..5 {
+            at += LONGEST / 2;
+            poll.woken(at);
+            let looked = look(&mut poll, at);
+            assert!(looked <= LONGEST + 3 * MICRO);
+            at += looked;
+        }
+        assert_eq!(poll.window, LONGEST);
+        for _ in 0..5 {
+            at += LONGEST * 10;
+            poll.woken(at);
+            at += look(&mut poll, at);
+        }
+        assert!(poll.window.is_zero(), "nothing comes soon: nothing is looked for");
+        poll.woken(at + LONGEST / 2);
+        assert_eq!(poll.window, FIRST, "and learns again");
+    }
+
+    #[test]
+    fn a_core_that_others_want_is_left_to_them() {
+        let mut poll = Poll::new(LONGEST);
+        let now = Instant::now();
+        assert!(poll.may_look_again(now));
+        // Somebody else ran for three milliseconds.
+        let late = now + Duration::from_millis(3);
+        assert!(!poll.may_look_again(late));
+        poll.woken(late + 50 * MICRO);
+        assert!(!poll.may_look_again(late + 60 * MICRO), "for a while");
+        poll.woken(late + RESPECT + 50 * MICRO);
+        assert!(poll.may_look_again(late + RESPECT + 60 * MICRO));
+    }
+
+    #[test]
+    fn any_longest_look_will_do() {
+        for longest in [0, 1, 10, 24, 25, 26, 10_000] {
+            let longest = longest * MICRO;
+            let mut poll = Poll::new(longest);
+            let mut at = Instant::now();
+            for _ in 0..20 {
+                let looked = look(&mut poll, at);
+                assert!(looked <= longest + 3 * MICRO, "{longest:?}");
+                at += looked + longest / 2;
+                poll.woken(at);
+            }
         }
     }
 }

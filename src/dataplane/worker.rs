@@ -77,6 +77,15 @@ pub struct Handle {
     thread: Option<JoinHandle<()>>,
 }
 
+/// How far the sending of a batch has come.
+#[derive(Default)]
+struct Left {
+    /// Sends that are done.
+    sent: usize,
+    /// The next has found no room before.
+    has_waited: bool,
+}
+
 /// What a turn found.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
@@ -113,10 +122,9 @@ impl Worker {
         let mut batch = Batch::default();
         let mut inbound =
             Inbound::new(Takes { tcp: self.queue.has_offloads(), udp: self.queue.takes_udp() });
-        // Sends of the batch that have left.
-        let mut sent = 0;
+        let mut left = Left::default();
         loop {
-            let found = self.turn(&mut inbound, &mut batch, &mut sent)?;
+            let found = self.turn(&mut inbound, &mut batch, &mut left)?;
             if found == Found::Something {
                 self.poll.found();
                 continue;
@@ -147,13 +155,13 @@ impl Worker {
         &mut self,
         inbound: &mut Inbound,
         batch: &mut Batch,
-        sent: &mut usize,
+        left: &mut Left,
     ) -> io::Result<Found> {
         let received = self.take_datagrams(inbound)?;
-        if !batch.is_empty() && !self.flush(batch, sent) {
+        if !batch.is_empty() && !self.flush(batch, left) {
             return Ok(if received { Found::Something } else { Found::Blocked });
         }
-        let read = self.take_packets(batch, sent)?;
+        let read = self.take_packets(batch, left)?;
         Ok(if received || read { Found::Something } else { Found::Nothing })
     }
 
@@ -191,7 +199,7 @@ impl Worker {
         Ok(true)
     }
 
-    fn take_packets(&mut self, batch: &mut Batch, sent: &mut usize) -> io::Result<bool> {
+    fn take_packets(&mut self, batch: &mut Batch, left: &mut Left) -> io::Result<bool> {
         let mut header = [0; HEADER];
         let mut table = None;
         while !batch.is_full() {
@@ -218,21 +226,30 @@ impl Worker {
             return Ok(false);
         }
         self.punts.flush();
-        self.flush(batch, sent);
+        self.flush(batch, left);
         Ok(true)
     }
 
     /// Sends what the batch holds, from where it was left. `false`: the socket has no more room just now.
-    fn flush(&mut self, batch: &mut Batch, sent: &mut usize) -> bool {
-        let is_second_try = *sent > 0;
-        for (datagrams, segment, to) in batch.sends().skip(*sent) {
+    fn flush(&mut self, batch: &mut Batch, left: &mut Left) -> bool {
+        for (datagrams, segment, to) in batch.sends().skip(left.sent) {
             match self.udp.send_segments(datagrams, segment, to) {
-                SendOutcome::Full if !is_second_try || *sent > 0 => return false,
-                outcome => count_send(&self.counters, outcome),
+                SendOutcome::Full if !left.has_waited => {
+                    left.has_waited = true;
+                    return false;
+                }
+                // There still is none: the datagrams are lost, as on any network.
+                SendOutcome::Full => self.counters.count(DropReason::SendBufferFull),
+                outcome @ (SendOutcome::Sent
+                | SendOutcome::Filtered
+                | SendOutcome::Unreachable
+                | SendOutcome::TooBig
+                | SendOutcome::Failed(_)) => count_send(&self.counters, outcome),
             }
-            *sent += 1;
+            left.has_waited = false;
+            left.sent += 1;
         }
-        *sent = 0;
+        left.sent = 0;
         batch.clear();
         true
     }

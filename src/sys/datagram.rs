@@ -138,6 +138,8 @@ fn attach<T: Copy>(
     let size = size_of::<T>() as u32;
     // SAFETY: arithmetic only.
     let (space, length) = unsafe { (libc::CMSG_SPACE(size), libc::CMSG_LEN(size)) };
+    // The same type with glibc; another with musl.
+    #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
     let used = header.msg_controllen as usize;
     assert!(used + space as usize <= control.0.len(), "the largest two take 64 bytes");
     // SAFETY: within the buffer (asserted), whose messages all begin at multiples of eight (CMSG_SPACE pads), as a cmsghdr wants;

@@ -162,7 +162,7 @@ impl Core {
     fn watch(&mut self, slot: PeerSlot, now: Now) {
         let Some(peer) = self.table.table().peer(slot) else { return };
         let traffic = Arc::clone(&peer.traffic);
-        self.active.entry(slot).or_insert(Seen { traffic, told: Traffic::default() });
+        self.active.entry(slot).or_insert_with(|| Seen { traffic, told: Traffic::default() });
         if self.look.is_none() {
             // The first packet matters: it may show that a path is worth checking.
             self.look(now);

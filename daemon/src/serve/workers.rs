@@ -23,6 +23,24 @@ use clusternet::{
 };
 use tokio::sync::{Notify, mpsc};
 
+/// Tells that a worker has ended, by a panic too.
+struct Ended(Option<mpsc::Sender<io::Result<()>>>);
+
+impl Ended {
+    fn tell(&mut self, result: io::Result<()>) {
+        if let Some(sender) = self.0.take() {
+            // Full: another one has ended before, which is enough.
+            let _ = sender.try_send(result);
+        }
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.tell(Err(io::Error::other("a worker has panicked; the log says where")));
+    }
+}
+
 /// What the workers share with each other and with control.
 pub(super) struct Shared<'a> {
     pub(super) table: &'a Builder,
@@ -113,8 +131,8 @@ impl Workers {
     /// No more threads.
     pub(super) fn start(&mut self) -> anyhow::Result<()> {
         for worker in self.ready.drain(..) {
-            let ended = self.ended.0.clone();
-            let end = move |result| drop(ended.try_send(result));
+            let mut ended = Ended(Some(self.ended.0.clone()));
+            let end = move |result| ended.tell(result);
             self.running.push(worker.spawn(end).context("start a worker")?);
         }
         Ok(())
@@ -141,5 +159,25 @@ impl Workers {
     /// Comes back when one of them has ended, which none should.
     pub(super) async fn ended(&mut self) -> io::Result<()> {
         self.ended.1.recv().await.unwrap_or(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_heard_of() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut ended = Ended(Some(sender));
+        let mut end = move |result| ended.tell(result);
+        let thread = std::thread::spawn(move || {
+            if std::thread::panicking() {
+                end(Ok(()));
+            }
+            panic!("as a worker might");
+        });
+        assert!(thread.join().is_err());
+        assert!(receiver.try_recv().expect("told").is_err());
     }
 }
