@@ -560,6 +560,37 @@ fn an_idle_node_sleeps() {
     });
 }
 
+#[test]
+fn a_member_cannot_speak_for_another_nor_through_us_to_a_third() {
+    both(20, |clock, has_workers| {
+        let mut trio = Trio::new(clock, 20, has_workers);
+        trio.reach();
+        let (a, b, head) = (trio.a.clone(), trio.b.clone(), trio.head.clone());
+        // a has been changed: it seals whatever its programs like.
+        for packet in [
+            udp_packet(&head.1, &b.1, b"in another's name"),
+            udp_packet(&a.1, &head.1, b"for another"),
+        ] {
+            let keypairs = trio.seals(a.0, &b.1).expect("keys");
+            trio.world
+                .net
+                .with(a.0, |machine, now| machine.seal_under(&keypairs, &b.1, &packet, now));
+            trio.world.net.run_for(SECOND);
+        }
+        for host in [b.0, head.0] {
+            assert!(!World::got(&trio.world.net, host, b"in another's name"));
+            assert!(!World::got(&trio.world.net, host, b"for another"));
+        }
+        let drops = trio.world.net.peek(b.0).status(trio.world.net.now()).drops;
+        let count = |name: &str| {
+            drops.iter().find(|(reason, _)| reason == name).map_or(0, |(_, count)| *count)
+        };
+        // Workers drop the first by themselves, and ask control about the second.
+        assert_eq!(count("source is not the peer's"), u64::from(!has_workers));
+        assert_eq!(count("destination is not ours"), 1);
+    });
+}
+
 /// A master that does what a test says, and the node `a` that has joined it. No network between them.
 struct Fake {
     node: Node,

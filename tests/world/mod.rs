@@ -9,7 +9,10 @@ use std::{
 
 use clusternet::{
     api,
-    channel::message::{self, MAX_SLICE, Text},
+    channel::{
+        keypair::Keypairs,
+        message::{self, MAX_SLICE, Text},
+    },
     dataplane::table::Builder,
     node::{
         InterfaceAddress, Node, Settings, Traffic, Update,
@@ -143,6 +146,20 @@ impl Machine {
         datagrams.iter().for_each(|datagram| self.note(datagram));
         self.forwarded.extend(datagrams.into_iter().filter_map(|d| transmit(route, d)));
         sealed.is_ok()
+    }
+
+    /// Seals any packet at all for `to`, as somebody may who has changed his workers.
+    pub fn seal_under(&mut self, keypairs: &Keypairs, to: &Identity, packet: &[u8], now: Now) {
+        let address: IpAddr = to.certificate.ipv4.into();
+        let route = self.table.table().member(address).and_then(|(_, peer)| peer.route);
+        let (keypair, route) = (keypairs.stripe(0).expect("one"), route.expect("a way"));
+        let mut datagrams = Vec::new();
+        message::seal_packet(keypair, packet, Kind::Whole, MAX_SLICE, now.instant, |datagram| {
+            datagrams.push(datagram);
+        })
+        .expect("young keys");
+        datagrams.iter().for_each(|datagram| self.note(datagram));
+        self.forwarded.extend(datagrams.into_iter().filter_map(|d| transmit(route, d)));
     }
 
     fn note(&mut self, datagram: &[u8]) {
