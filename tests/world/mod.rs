@@ -473,6 +473,17 @@ impl World {
         Identity { certificate, ..identity.clone() }
     }
 
+    /// The same identity with another number, and so with other addresses.
+    pub fn readdress(&mut self, identity: &Identity, number: u32) -> Identity {
+        self.serials += 1;
+        let mut certificate = Certificate::clone(&identity.certificate);
+        certificate.serial = Serial(self.serials);
+        certificate.number = NodeNumber(number);
+        certificate.ipv4 = certificate.number.ipv4(&self.network.ipv4).expect("small");
+        let certificate = Signed::sign(certificate, &self.id, &self.authority);
+        Identity { certificate, ..identity.clone() }
+    }
+
     /// A revocation of one identity with all before it, as `clusternet revoke` writes them.
     pub fn revoke(&mut self, identity: &Identity) -> Update {
         let date = self.net.now().wall;
