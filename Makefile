@@ -61,7 +61,8 @@ fuzz: ## fuzz every decoder for FUZZ_SECONDS each (needs a nightly and cargo-fuz
 miri: ## the parts that read hostile input, under miri (needs a nightly)
 	@if ! cargo +nightly miri --version >/dev/null 2>&1; then \
 	  echo 'skipped: no nightly toolchain with miri; run: rustup toolchain install nightly --component miri'; \
-	else cargo +nightly miri test -p clusternet --lib -- wire:: words::; fi
+	else MIRIFLAGS=-Zmiri-disable-isolation PROPTEST_CASES=$${PROPTEST_CASES:-8} cargo +nightly miri test -p clusternet --lib -- \
+	  wire:: words:: channel::replay dataplane::segment dataplane::coalesce; fi
 
 bench: setup ## beside other tunnels: tables, plots, JSON (as root; BENCH_ARGS=--quick takes three minutes, --help lists more)
 	$(CARGO) build --release --workspace --bins --locked

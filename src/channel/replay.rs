@@ -147,7 +147,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_window_is_a_set_with_a_horizon(
-            steps in proptest::collection::vec((0u64..4, 0u64..20_000), 1..600)
+            steps in proptest::collection::vec((0u64..4, 0u64..20_000), 1..if cfg!(miri) { 50 } else { 600 })
         ) {
             let (mut window, mut model) = (Window::default(), Model::default());
             let mut newest = 0u64;

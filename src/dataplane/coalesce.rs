@@ -433,13 +433,14 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn neighbours_of_a_flow_become_one_write() {
         for mut recipe in Recipe::all() {
             if recipe.is_tcp {
                 recipe.options = (1..=12).collect();
             }
             for (lengths, is_finished) in
-                [([1000; 5], true), ([1000; 5], false), ([1000, 1000, 1000, 1000, 7], true)]
+                [([200; 5], true), ([200; 5], false), ([200, 200, 200, 200, 7], true)]
             {
                 let parts = neighbours(&recipe, &lengths);
                 let packets: Vec<_> =
@@ -453,7 +454,7 @@ mod tests {
                 let writes = coalesce(&batch);
                 let all = parts.iter().flat_map(|(_, part)| part.clone()).collect::<Vec<_>>();
                 let superpacket = recipe.unfinished(&all);
-                assert_eq!(writes, [(joined(&recipe, 1000), 5, superpacket)], "{recipe:?}");
+                assert_eq!(writes, [(joined(&recipe, 200), 5, superpacket)], "{recipe:?}");
                 assert_eq!(packets_of(&writes), packets);
             }
         }
@@ -466,10 +467,10 @@ mod tests {
         second: impl Fn(&mut Recipe),
         after: impl Fn(&mut [Vec<u8>; 2]),
     ) -> usize {
-        let (mut one, mut two) = (recipe.clone(), next(recipe, 1000));
+        let (mut one, mut two) = (recipe.clone(), next(recipe, 200));
         first(&mut one);
         second(&mut two);
-        let mut packets = [one.packet(&payload(1000)), two.packet(&payload(1000))];
+        let mut packets = [one.packet(&payload(200)), two.packet(&payload(200))];
         after(&mut packets);
         let writes = coalesce(&packets.clone().map(whole));
         if writes.len() == 2 {
@@ -482,6 +483,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn what_differs_in_ip_is_not_joined() {
         for recipe in Recipe::all() {
             let two = |change: &dyn Fn(&mut Recipe)| two_become(&recipe, |_| (), change, |_| ());
@@ -507,10 +509,11 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn ipv4_ids_rise_by_one_or_mean_nothing() {
         for mut recipe in Recipe::all().into_iter().filter(|recipe| !recipe.is_v6) {
             recipe.id = u16::MAX;
-            let parts = neighbours(&recipe, &[1000; 4]);
+            let parts = neighbours(&recipe, &[200; 4]);
             let writes = |may_fragment: bool, ids: [u16; 4]| {
                 let with_id = |((recipe, part), id): (&(Recipe, Vec<u8>), u16)| {
                     whole(Recipe { id, may_fragment, ..recipe.clone() }.packet(part))
@@ -531,6 +534,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn what_differs_in_tcp_is_not_joined() {
         for is_v6 in [false, true] {
             let options = (1..=12).collect();
@@ -573,14 +577,15 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn what_is_not_whole_is_not_joined() {
         for recipe in Recipe::all() {
             let after =
                 |change: &dyn Fn(&mut [Vec<u8>; 2])| two_become(&recipe, |_| (), |_| (), change);
             for which in [0, 1] {
-                assert_eq!(after(&|packets| packets[which][700] ^= 1), 2, "a wrong checksum");
+                assert_eq!(after(&|packets| packets[which][70] ^= 1), 2, "a wrong checksum");
                 assert_eq!(after(&|packets| packets[which].push(0)), 2, "padding");
-                assert_eq!(after(&|packets| packets[which].truncate(1000)), 2, "cut off");
+                assert_eq!(after(&|packets| packets[which].truncate(100)), 2, "cut off");
                 if !recipe.is_v6 {
                     assert_eq!(after(&|packets| packets[which][10] ^= 1), 2, "IPv4's checksum");
                     assert_eq!(
@@ -657,9 +662,9 @@ mod tests {
     #[test]
     fn what_stands_behind_a_packet_is_no_payload() {
         for recipe in Recipe::all() {
-            let mut padded = next(&recipe, 1000).unfinished(&payload(500));
+            let mut padded = next(&recipe, 200).unfinished(&payload(100));
             padded.push(0);
-            let batch = [recipe.unfinished(&payload(1000)), padded];
+            let batch = [recipe.unfinished(&payload(200)), padded];
             let writes = coalesce(&batch.map(|packet| (Kind::Unfinished, vec![packet])));
             assert_eq!(writes.len(), 2);
         }
@@ -669,17 +674,17 @@ mod tests {
     fn a_finished_checksum_counts_for_a_whole_packet_alone() {
         for recipe in Recipe::all() {
             // The first piece would be right by itself.
-            let mut first = recipe.packet(&payload(1000));
+            let mut first = recipe.packet(&payload(200));
             let place = if recipe.is_v6 { 4 } else { 2 };
-            let len = u16::from_be_bytes([first[place], first[place + 1]]) + 1000;
+            let len = u16::from_be_bytes([first[place], first[place + 1]]) + 200;
             first[place..place + 2].copy_from_slice(&len.to_be_bytes());
             if !recipe.is_v6 {
                 first[10..12].fill(0);
                 let sum = !packets::naive(&first[..20]);
                 first[10..12].copy_from_slice(&sum.to_be_bytes());
             }
-            let second = next(&recipe, 2000).packet(&payload(1000));
-            let writes = coalesce(&[(Kind::Whole, vec![first, payload(1000)]), whole(second)]);
+            let second = next(&recipe, 400).packet(&payload(200));
+            let writes = coalesce(&[(Kind::Whole, vec![first, payload(200)]), whole(second)]);
             assert_eq!(writes.len(), 2);
         }
     }
@@ -703,6 +708,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn a_run_is_bounded() {
         for recipe in Recipe::all() {
             let pieces = |len: usize, count: usize| {
@@ -720,6 +726,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn superpackets_are_the_packets_they_stand_for() {
         for recipe in Recipe::all() {
             let kind = joined(&recipe, 500);
@@ -760,6 +767,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn superpackets_of_udp_are_bounded_together() {
         let recipe = Recipe::new(true, false);
         for (more, expected) in [(4, 1), (5, 2)] {
@@ -784,6 +792,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn flows_are_kept_apart_and_each_in_order() {
         let flows: Vec<Recipe> = (0..6_u16)
             .flat_map(|n| Recipe::all().map(|recipe| Recipe { ports: [n, 9], ..recipe }))

@@ -415,6 +415,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn a_rebuilt_packet_is_what_a_kernel_would_have_made() {
         for recipe in Recipe::all() {
             let super_kind = if recipe.is_tcp { Kind::Tcp(1340) } else { Kind::Udp(1200) };
@@ -490,6 +491,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes; smaller ones do the same")]
     fn what_the_kernel_hands_over_is_told_by_its_header() {
         let [mut tcp4, mut udp4, mut tcp6, mut udp6] =
             Recipe::all().map(|recipe| recipe.unfinished(&payload(5000)));
