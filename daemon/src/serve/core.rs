@@ -270,7 +270,7 @@ impl Core {
     /// Does what the node says until it waits for a time. After every change, before the next.
     pub(super) fn drain(&mut self) {
         let mut reported = 0;
-        let mut removed = false;
+        let (mut removed, mut published) = (false, false);
         loop {
             match self.node.poll_output() {
                 Output::Timeout(due) => {
@@ -283,7 +283,11 @@ impl Core {
                     self.due = due;
                     break;
                 }
-                Output::Transmit { route, datagram } => self.transmit(route, &datagram),
+                Output::Transmit { route, datagram } => {
+                    // Before a peer can answer under new keys, the workers must know them.
+                    published |= self.table.publish();
+                    self.transmit(route, &datagram);
+                }
                 Output::Deliver { packet } => {
                     if self.queue.write(&NO_HEADER, [&*packet]).is_err() {
                         self.counters.count(DropReason::DeliverRefused);
@@ -298,7 +302,8 @@ impl Core {
             }
         }
         self.failed.clear();
-        if self.table.publish() && removed {
+        published |= self.table.publish();
+        if published && removed {
             // An idle worker holds no table; a busy one looks at the new one now.
             self.wakes.iter().for_each(|wake| wake.wake());
         }
