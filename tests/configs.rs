@@ -31,7 +31,8 @@ fn the_sample_node_table_may_follow_any_master_file() {
     assert_eq!(listen, Some(Listen { address: None, port: 51820 }));
     assert_eq!(endpoints.len(), 1);
     assert_eq!((mtu, execute), (DEFAULT_MTU, Execute::Owner));
-    let Tuning { workers, cores, poll, suite, offload, socket_buffer } = tuning;
+    let Tuning { workers, cores, poll, suite, offload, socket_buffer, underlay_mtu } = tuning;
+    assert_eq!(underlay_mtu, Some(1500));
     assert_eq!((workers, poll, offload), (Some(1), Some(200), Some(true)));
     assert!(!cores.is_empty() && suite.is_some() && socket_buffer.is_some());
     assert!(instance.is_some() && log.is_some(), "every field is shown");

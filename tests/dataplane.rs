@@ -23,7 +23,7 @@ use clusternet::{
         superpacket::{self, Kind, VirtioHeader},
     },
 };
-use ends::{Delivered, End, OTHER, address, addresses, datagrams, endpoint, ends};
+use ends::{Delivered, End, OTHER, address, addresses, datagrams, endpoint, ends, ends_over};
 use packets::{ACK, FIN, PSH, Recipe, payload};
 use proptest::prelude::*;
 
@@ -199,7 +199,8 @@ fn stream(delivered: &Delivered) -> BTreeMap<u32, u8> {
     let mut bytes = BTreeMap::new();
     for (_, packet) in delivered {
         let start = if packet[0] >> 4 == 6 { 40 } else { 20 };
-        let sequence = u32::from_be_bytes(packet[start + 4..start + 8].try_into().unwrap());
+        let sequence =
+            u32::from_be_bytes(packet[start + 4..start + 8].try_into().expect("four bytes"));
         let end = start + usize::from(packet[start + 12] >> 4) * 4;
         for (byte, n) in packet[end..].iter().zip(0..) {
             bytes.insert(sequence.wrapping_add(n), *byte);
@@ -224,8 +225,7 @@ proptest! {
         flags in prop_oneof![Just(ACK), Just(ACK | PSH), Just(ACK | FIN)],
     ) {
         let relay = relayed.then_some(RelayIndex(5));
-        let [mut a, mut b] = ends(Suite::Aes256Gcm, relay, Instant::now());
-        a.table.set_datagram(OTHER, datagram);
+        let [mut a, mut b] = ends_over(Suite::Aes256Gcm, relay, datagram, Instant::now());
         let mut recipe = Recipe::new(is_v6, true);
         recipe.flags = flags;
         let mut whole = Delivered::new();

@@ -35,7 +35,7 @@ pub const DEFAULT_MTU: u16 = 1400;
 /// IPv6 wants no less of any link (RFC 8200 §5).
 pub const MIN_MTU: u16 = 1280;
 
-/// Larger frames no underlay of today carries.
+/// A packet of this size, cut and sealed, still leaves in one system call.
 pub const MAX_MTU: u16 = 60_000;
 
 /// A whole `master.toml`.
@@ -322,6 +322,8 @@ impl<'de> Deserialize<'de> for NodeTable {
             offload: Option<bool>,
             #[serde(rename = "socket-buffer")]
             socket_buffer: Option<tuning::Buffer>,
+            #[serde(rename = "underlay-mtu")]
+            underlay_mtu: Option<tuning::UnderlayMtu>,
             #[serde(default)]
             execute: Execute,
             instance: Option<Text<Name>>,
@@ -347,6 +349,7 @@ impl<'de> Deserialize<'de> for NodeTable {
                 suite: fields.suite.map(|tuning::SuiteName(suite)| suite),
                 offload: fields.offload,
                 socket_buffer: fields.socket_buffer.map(|tuning::Buffer(bytes)| bytes),
+                underlay_mtu: fields.underlay_mtu.map(|tuning::UnderlayMtu(mtu)| mtu),
             },
             execute: fields.execute,
             instance: fields.instance.map(|Text(name)| name),

@@ -287,7 +287,7 @@ mod tests {
             + "\n[node]\nkey = 'my \"own\".key'\nlisten = \"[::]:51820\"\n\
                endpoints = [\"udp://192.0.2.1:51820\"]\nmtu = 1280\n\
                workers = 2\ncores = [1, 3]\npoll = 0\nsuite = \"chacha20poly1305\"\noffload = false\n\
-               socket-buffer = 212992\nexecute = [\"alice\", \"bob\"]\n\
+               socket-buffer = 212992\nunderlay-mtu = 9000\nexecute = [\"alice\", \"bob\"]\n\
                instance = \"night\"\nlog = \"debug\"\n";
         let file = MasterFile::parse(&text).unwrap();
         assert_eq!(file.render(), text);
@@ -313,6 +313,7 @@ mod tests {
             ("poll = 10001", "poll", "microseconds"),
             ("suite = \"rot13\"", "suite", "aes256gcm"),
             ("socket-buffer = 1000", "socket-buffer", "at least 65536"),
+            ("underlay-mtu = 576", "underlay-mtu", "between 1280 and 9216"),
             ("cores = [-1]", "cores[0]", ""),
             ("listen = 70000", "listen", "0 to 65535"),
             ("listen = \"here\"", "listen", "ADDRESS:PORT"),

@@ -15,6 +15,9 @@ const MAX_POLL: u16 = 10_000;
 /// The least a socket must hold: a few superpackets.
 const MIN_BUFFER: u32 = 65_536;
 
+/// Bytes of an IPv6 and a UDP header.
+const IPV6_UDP: u16 = 48;
+
 /// Speed and what it costs. `None`: chosen from the machine.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Tuning {
@@ -30,9 +33,16 @@ pub struct Tuning {
     pub offload: Option<bool>,
     /// Bytes that the UDP sockets hold, in either direction.
     pub socket_buffer: Option<u32>,
+    /// MTU of the network between the machines.
+    pub underlay_mtu: Option<u16>,
 }
 
 impl Tuning {
+    /// The largest datagram for the network between the machines: what its MTU leaves over IPv6.
+    pub fn datagram(&self) -> Option<u16> {
+        self.underlay_mtu.map(|mtu| mtu - IPV6_UDP)
+    }
+
     /// How many threads carry packets. One moves more than ten gigabits a second, and a second one can reorder what a peer gets
     /// over two ways; so more than one only where cores abound.
     pub fn workers(&self) -> u8 {
@@ -60,6 +70,9 @@ impl Tuning {
         }
         if let Some(bytes) = self.socket_buffer {
             let _ = writeln!(out, "socket-buffer = {bytes}");
+        }
+        if let Some(mtu) = self.underlay_mtu {
+            let _ = writeln!(out, "underlay-mtu = {mtu}");
         }
     }
 }
@@ -104,6 +117,18 @@ impl<'de> Deserialize<'de> for Buffer {
         match u32::deserialize(from)? {
             bytes @ MIN_BUFFER.. => Ok(Self(bytes)),
             _ => Err(de::Error::custom("socket-buffer is in bytes, at least 65536")),
+        }
+    }
+}
+
+/// The MTU of an underlay.
+pub(super) struct UnderlayMtu(pub(super) u16);
+
+impl<'de> Deserialize<'de> for UnderlayMtu {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match u16::deserialize(from)? {
+            mtu @ 1280..=9216 => Ok(Self(mtu)),
+            _ => Err(de::Error::custom("an underlay's MTU is between 1280 and 9216")),
         }
     }
 }

@@ -544,6 +544,7 @@ fn admit(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use std::{net::SocketAddr, sync::Arc};
 

@@ -341,6 +341,7 @@ pub fn decide<'p, 't>(
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "any instant will do")]
 mod tests {
     use std::{net::IpAddr, sync::Arc};
 

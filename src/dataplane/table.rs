@@ -153,6 +153,7 @@ pub struct Builder {
     next: Table,
     changed: bool,
     shared: Arc<ArcSwap<Table>>,
+    datagram: u16,
 }
 
 /// Where workers find the table.
@@ -171,7 +172,7 @@ impl Builder {
             relays: Arc::default(),
         };
         let shared = Arc::new(ArcSwap::from_pointee(next.clone()));
-        Self { next, changed: false, shared }
+        Self { next, changed: false, shared, datagram: DATAGRAM }
     }
 
     /// For one worker.
@@ -205,7 +206,7 @@ impl Builder {
                     route: None,
                     carrier: Carrier::Own,
                     seal_with: None,
-                    datagram: DATAGRAM,
+                    datagram: self.datagram,
                     traffic: Arc::default(),
                 };
                 Arc::make_mut(&mut self.next.peers).insert(slot, peer);
@@ -251,12 +252,9 @@ impl Builder {
         }
     }
 
-    /// The largest datagram on the way to a member is another than [`DATAGRAM`].
-    pub fn set_datagram(&mut self, slot: PeerSlot, datagram: u16) {
-        if let Some(peer) = Arc::make_mut(&mut self.next.peers).get_mut(&slot) {
-            peer.datagram = datagram;
-            self.changed = true;
-        }
+    /// The largest datagram on the way to whoever is installed from now on, if it is not [`DATAGRAM`].
+    pub fn set_datagram(&mut self, datagram: u16) {
+        self.datagram = datagram;
     }
 
     /// Shows workers what has changed since the last time. Says whether anything had.

@@ -18,7 +18,7 @@ use clusternet::{
         inbound::{self, Inbound, Sink, Takes},
         outbound::{self, Batch, Spread},
         punt::{self, Receiver, Sender},
-        table::Builder,
+        table::{Builder, DATAGRAM},
     },
     node::output::{Directive, PeerSlot},
     path::route::{Egress, Route},
@@ -101,10 +101,16 @@ impl Sink for Lists {
 
 /// Nodes 1 and 2, each with keys for the other. `relay`: the indexes under which each sends, if a third node forwards.
 pub fn ends(suite: Suite, relay: Option<RelayIndex>, now: Instant) -> [End; 2] {
+    ends_over(suite, relay, DATAGRAM, now)
+}
+
+/// The same over a way that carries datagrams of this size.
+pub fn ends_over(suite: Suite, relay: Option<RelayIndex>, datagram: u16, now: Instant) -> [End; 2] {
     let mut numbers = [(1, 2), (2, 1)].into_iter();
     keypairs(suite, 2, now).map(|keypairs| {
         let (own, other) = numbers.next().expect("two of them");
         let mut table = Builder::new(addresses(own));
+        table.set_datagram(datagram);
         let route = Route { relay, ..Route::direct(endpoint(other)) };
         for directive in [
             Directive::InstallPeer { slot: OTHER, addresses: addresses(other) },

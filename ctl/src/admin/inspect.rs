@@ -195,6 +195,9 @@ fn tuning(tuning: &Tuning, table: &mut Fields) {
     if let Some(bytes) = tuning.socket_buffer {
         table.number("socket-buffer", bytes.into());
     }
+    if let Some(mtu) = tuning.underlay_mtu {
+        table.number("underlay-mtu", mtu.into());
+    }
 }
 
 fn certificate(certificate: &Certificate) -> Fields {

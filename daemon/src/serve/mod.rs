@@ -209,7 +209,10 @@ async fn prepare(
     // Stage 9.
     let interfaces = Interfaces::watch()?;
     let node = Node::new(settings, now);
-    let table = Builder::new(own);
+    let mut table = Builder::new(own);
+    if let Some(datagram) = master.node.tuning.datagram() {
+        table.set_datagram(datagram);
+    }
     let counters = Arc::<Counters>::default();
     let shared = workers::Shared {
         table: &table,
