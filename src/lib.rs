@@ -122,6 +122,15 @@
 //! * **boringtun's own sessions are not zeroized.** It keeps its keys in `ring` types that are not; ours are. RLIMIT_CORE is 0
 //!   and the process is not dumpable.
 //! * **The pre-shared key of tunnels is zero.** Recorded control records are as safe as X25519; what programs send rides the channel, whose keys add ML-KEM-768.
+//! * **An offerer numbers its offers by the milliseconds since it started.** Numbers must rise although a peer may be put away and met
+//!   again, and nothing about a peer that was put away is kept. Each side has its own numbers.
+//! * **Whoever starts to seal under new keys sends an empty message.** The offerer's makes the other side switch, the other's shows
+//!   that it has; the offerer repeats its own until then, so one lost datagram costs 250 ms and a failure of ML-KEM, which is
+//!   silent, is noticed.
+//! * **A probe asks whether the peer still has the keys.** One side can lose them alone (its clock leapt, it put the other away, a
+//!   certificate was renewed in the middle of an exchange); the other would go on sealing for nobody for up to three minutes.
+//! * **Keys are made for peers that are sent to, and renewed only while something passes.** A master knows thousands of nodes and
+//!   talks with few; the first packet after a silence waits one round trip more.
 //! * **Revocations are in force as soon as one is seen, in order or not.** They are only *counted* in order.
 
 pub mod api;

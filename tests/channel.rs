@@ -481,6 +481,9 @@ fn without_a_suite_in_common_nothing_passes_rather_than_something_weaker() {
         trio.talk(0..20, SECOND);
         assert_eq!(trio.world.net.peek(trio.b.0).delivered.len(), 0);
         assert_eq!(trio.sealed().count(), 0);
+        let status = trio.world.net.peek(a.0).status(trio.world.net.now());
+        let b = status.peers.iter().find(|peer| peer.name.as_str() == "b").expect("known");
+        assert_eq!(b.state, "no cipher in common");
     });
 }
 

@@ -107,8 +107,14 @@ impl Node {
             return NodeStatus { state: state.to_owned(), path, ..blank };
         };
         let is_ready = contact.is_ready();
+        let suites = contact.channel.as_ref().map(|_| self.suites.choose(contact.trust.suites));
+        let state = match (is_ready, suites) {
+            (false, _) => "connecting",
+            (true, Some(None)) => "no cipher in common",
+            (true, Some(Some(_)) | None) => "connected",
+        };
         NodeStatus {
-            state: if is_ready { "connected" } else { "connecting" }.to_owned(),
+            state: state.to_owned(),
             path: contact
                 .paths
                 .primary()

@@ -25,12 +25,14 @@ use super::{
     packets, tunnels,
 };
 
-/// Frames that the attacker sends after it was accepted: kind, length in two bytes, content.
+/// Frames that the attacker sends after it was accepted: kind, length in two bytes, content. With the data channel if the first
+/// kind says so.
 ///
 /// Kind 0 is the payload of a control packet, 1 an encoded record, 2 a packet inside the tunnel, 3 a datagram from elsewhere,
 /// 4 a packet that a program of the node's own sends.
 pub fn member(data: &[u8]) -> bool {
     let mut attack = Attack::begin(None);
+    attack.has_channel = data.first().is_some_and(|kind| kind & 0x80 != 0);
     attack.introduce();
     let mut rest = data;
     for number in 0..64 {
@@ -38,7 +40,7 @@ pub fn member(data: &[u8]) -> bool {
         let len = usize::from(u16::from_be_bytes([high, low])).min(more.len());
         let (content, more) = more.split_at(len);
         rest = more;
-        match kind % 5 {
+        match (kind & 0x7f) % 5 {
             0 => attack.seal(&record::packet(&content[..len.min(MAX_PAYLOAD)])),
             1 => {
                 // One part of one, as `parts` writes it; longer ones in as many as it takes.
@@ -79,6 +81,18 @@ pub fn attacks() -> Vec<Vec<u8>> {
     all.push(packets::ips().iter().map(|packet| frame(2, packet)).collect::<Vec<_>>().concat());
     all.push(packets::ips().iter().map(|packet| frame(4, packet)).collect::<Vec<_>>().concat());
     all.push(packets::messages().iter().map(|one| frame(3, one)).collect::<Vec<_>>().concat());
+    let channel = |frames: Vec<Vec<u8>>| {
+        let mut frames = frames.concat();
+        frames[0] |= 0x80;
+        frames
+    };
+    let records = packets::records();
+    all.push(channel(records.iter().map(|record| frame(1, record)).collect()));
+    all.push(channel(packets::ips().iter().map(|packet| frame(4, packet)).collect()));
+    let exchange = packets::exchange().into_iter().map(|record| frame(1, &record));
+    all.push(channel(
+        exchange.chain(packets::ips().iter().map(|packet| frame(4, packet))).collect(),
+    ));
     all.push(frame(3, &tunnels::initiation(&secrets(4).transport.public())));
     all
 }
@@ -110,6 +124,7 @@ struct Attack {
     certificate: RawSigned,
     assembler: Assembler,
     accepted: bool,
+    has_channel: bool,
     /// Datagrams for the node.
     wire: Vec<Vec<u8>>,
 }
@@ -143,6 +158,7 @@ impl Attack {
             certificate: certificate.raw().clone(),
             assembler: Assembler::default(),
             accepted: false,
+            has_channel: false,
             wire: Vec::new(),
         };
         attack.drain();
@@ -166,9 +182,8 @@ impl Attack {
             accepted_incarnation,
             wants_answer: !accepted,
             knowledge: Knowledge::default(),
-            // Packets in the tunnel are what is tried here.
-            suites: Suites::default(),
-            features: Features::default(),
+            suites: if self.has_channel { Suites::of(true) } else { Suites::default() },
+            features: if self.has_channel { Features::channel(2) } else { Features::default() },
             time: now().wall,
         }))
     }

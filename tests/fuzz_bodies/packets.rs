@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use clusternet::{
+    channel::{Suite, exchange},
     dataplane::{inbound, outbound, table::Builder, unreachable},
     node::output::{Directive, PeerSlot},
     path::route::{Egress, Route, SocketId},
     wire::{
-        exchange::{Features, Suites},
+        exchange::{Accept, Features, Offer, Suites},
         filter,
         ip::IpView,
         message::{Mac1Key, Message},
@@ -226,7 +227,22 @@ fn all_records() -> Vec<Record> {
 
 /// Encoded records of many kinds.
 pub fn records() -> Vec<Vec<u8>> {
-    all_records().iter().map(Record::encode).collect()
+    all_records().iter().map(Record::encode).chain(exchange()).collect()
+}
+
+/// An offer, one with an impossible key, and an answer to nothing.
+pub fn exchange() -> Vec<Vec<u8>> {
+    let offer = exchange::offer(7, 0x0012_3400).expect("the library works").offer().clone();
+    let impossible = Offer { number: 8, mlkem: vec![0xff; offer.mlkem.len()], ..offer.clone() };
+    let accept = Accept {
+        number: 1,
+        receiver: 0x0012_3400,
+        suite: Suite::Aes256Gcm,
+        x25519: [9; 32],
+        mlkem: vec![1; exchange::CIPHERTEXT],
+    };
+    let offers = [impossible, offer].map(|offer| Record::Offer(Box::new(offer)).encode());
+    offers.into_iter().chain([Record::Accept(Box::new(accept)).encode()]).collect()
 }
 
 /// A stream of control packets, each behind its length in two bytes.
