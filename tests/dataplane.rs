@@ -194,6 +194,43 @@ fn keys_that_have_ended_send_packets_to_control() {
     assert!(segments.iter().all(|segment| packets::is_right(segment)));
 }
 
+#[test]
+fn more_datagrams_than_a_kernel_takes_at_once_arrive_one_by_one() {
+    let [mut a, mut b] = pair();
+    let (header, packet) = superpacket(&Recipe::new(false, false), Kind::Unfinished, 10_000);
+    let header = VirtioHeader { gso_type: 5, segment: 100, flags: 1, ..header };
+    let sent = a.send([(header, &*packet)]);
+    let arrived = b.receive(endpoint(1), &[(sent[0].0.clone(), sent[0].1)]);
+    assert_eq!(arrived.len(), 100);
+    assert!(arrived.iter().all(|(header, packet)| {
+        *header == VirtioHeader::default() && packets::is_right(packet) && packet.len() == 128
+    }));
+}
+
+#[test]
+fn a_long_packet_that_only_its_kernel_understands_is_finished_here() {
+    let [mut a, mut b] = pair();
+    // IPv6, a destination options header, then UDP.
+    let (_, plain) = superpacket(&Recipe::new(true, false), Kind::Unfinished, 5000);
+    let mut packet = plain[..40].to_vec();
+    packet[6] = 60;
+    packet.extend([17, 0, 1, 4, 0, 0, 0, 0]);
+    packet.extend(&plain[40..]);
+    let length = (packet.len() - 40) as u16;
+    packet[4..6].copy_from_slice(&length.to_be_bytes());
+    let header = VirtioHeader {
+        flags: 1,
+        checksum_start: 48,
+        checksum_offset: 6,
+        ..VirtioHeader::default()
+    };
+    let mut finished = packet.clone();
+    superpacket::finish(&header, &mut finished).expect("well-formed");
+    let sent = a.send([(header, &*packet)]);
+    let arrived = b.receive(endpoint(1), &[(sent[0].0.clone(), sent[0].1)]);
+    assert_eq!(arrived, [(VirtioHeader::default(), finished)]);
+}
+
 /// Stream bytes by sequence number.
 fn stream(delivered: &Delivered) -> BTreeMap<u32, u8> {
     let mut bytes = BTreeMap::new();

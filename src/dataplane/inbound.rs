@@ -29,7 +29,7 @@ use crate::{
         ip::IpView,
         message::{Mac1Key, Message},
         relay::{self, RelayIndex},
-        superpacket::{self, Kind, VirtioHeader},
+        superpacket::{self, Kind, ShapeError, VirtioHeader},
     },
 };
 
@@ -355,13 +355,14 @@ impl Inbound {
         self.coalescer.flush(|kind, pieces| {
             let Some((first, others)) = pieces.split_first() else { return };
             let len = pieces.iter().map(Range::len).sum();
-            match superpacket::rebuild_parts(kind, &mut arena[first.clone()], len) {
+            let header = rebuild(kind, &mut arena[first.clone()], len);
+            match header {
                 Ok(header) => {
                     let parts = std::iter::once(first).chain(others);
                     let parts = parts.map(|part| &arena[part.clone()]);
                     hand_over(takes, scratch, kind, header, parts, sink);
                 }
-                Err(_) => context.counters.count(DropReason::PeerMalformed),
+                Err(reason) => context.counters.count(reason),
             }
         });
     }
@@ -376,8 +377,9 @@ fn deliver<'a>(
 ) -> impl FnMut(Joined<'_>) + 'a {
     move |Joined { slot, kind, headers, pieces, len }| {
         // First: of a part only then the header says how long it is.
-        let Ok(header) = superpacket::rebuild_parts(kind, headers, len) else {
-            return context.counters.count(DropReason::PeerMalformed);
+        let header = match rebuild(kind, headers, len) {
+            Ok(header) => header,
+            Err(reason) => return context.counters.count(reason),
         };
         match check(context, slot, headers, len) {
             Ok(_) => {
@@ -389,16 +391,27 @@ fn deliver<'a>(
     }
 }
 
+/// The virtio header for a packet; `None`: it stands for more datagrams than a kernel takes at once.
+fn rebuild(kind: Kind, headers: &mut [u8], len: usize) -> Result<Option<VirtioHeader>, DropReason> {
+    match superpacket::rebuild_parts(kind, headers, len) {
+        Ok(header) => Ok(Some(header)),
+        Err(ShapeError::Segments) => Ok(None),
+        Err(ShapeError::Ip(_) | ShapeError::Transport | ShapeError::Gso) => {
+            Err(DropReason::PeerMalformed)
+        }
+    }
+}
+
 /// Hands a packet to the device: as it is if the device takes that, else as its segments.
 fn hand_over<'a>(
     takes: Takes,
     scratch: &mut Vec<u8>,
     kind: Kind,
-    header: VirtioHeader,
+    header: Option<VirtioHeader>,
     parts: impl Iterator<Item = &'a [u8]>,
     sink: &mut impl Sink,
 ) {
-    if takes.takes(kind) {
+    if let Some(header) = header.filter(|_| takes.takes(kind)) {
         return sink.deliver(header, parts);
     }
     scratch.clear();

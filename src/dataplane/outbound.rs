@@ -188,6 +188,7 @@ impl Batch {
             .map(|Admitted { packet, slot, peer }| (packet.total_len(), slot, peer));
         let result = decided.and_then(|(len, slot, peer)| {
             let kind = superpacket::kind_front(header, &mut self.arena[first.clone()], len)
+                .or_else(|error| self.finish(header, len).ok_or(error))
                 .map_err(|_| Refused { reason: DropReason::PacketMalformed, answer: false })?;
             if self.seal(context, peer, kind, len) {
                 peer.traffic.outbound.count(len);
@@ -236,13 +237,30 @@ impl Batch {
         true
     }
 
+    /// Finishes the checksum of a packet that lies in several parts and whose headers only its kernel understands.
+    fn finish(&mut self, header: &VirtioHeader, len: usize) -> Option<Kind> {
+        if len <= self.spread.slice || header.gso_type != 0 {
+            return None;
+        }
+        self.gather(len);
+        superpacket::finish(header, &mut self.scratch[..len]).ok()?;
+        self.scatter(len);
+        Some(Kind::Whole)
+    }
+
     /// Moves the packet that has just been read to where another spread wants it; so will the next be read.
     fn spread_anew(&mut self, spread: Spread, len: usize) {
         self.gather(len);
         self.spread = spread;
-        let room = self.arena[self.used..].chunks_mut(spread.stride());
-        for (part, slot) in self.scratch[..len].chunks(spread.slice).zip(room) {
-            slot[spread.front..spread.front + part.len()].copy_from_slice(part);
+        self.scatter(len);
+    }
+
+    /// Copies the packet in `scratch` back, spread.
+    fn scatter(&mut self, len: usize) {
+        let Spread { front, slice, .. } = self.spread;
+        let room = self.arena[self.used..].chunks_mut(self.spread.stride());
+        for (part, slot) in self.scratch[..len].chunks(slice).zip(room) {
+            slot[front..front + part.len()].copy_from_slice(part);
         }
     }
 
