@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -30,20 +30,26 @@ const NEEDS_ROOT: &str = "needs root to make network namespaces; run: sudo make 
 
 /// One named check: a behaviour, in words, and the function that shows it.
 pub struct Check<F> {
-    name: &'static str,
-    run: fn(&mut F) -> Result<()>,
+    name: String,
+    run: Arc<Run<F>>,
 }
+
+/// What a check does with its group's fixture.
+type Run<F> = dyn Fn(&mut F) -> Result<()> + Send + Sync;
 
 impl<F> Clone for Check<F> {
     fn clone(&self) -> Self {
-        Self { name: self.name, run: self.run }
+        Self { name: self.name.clone(), run: Arc::clone(&self.run) }
     }
 }
 
 impl<F> Check<F> {
     /// A check called `name` that `run` performs on the group's fixture.
-    pub const fn new(name: &'static str, run: fn(&mut F) -> Result<()>) -> Self {
-        Self { name, run }
+    pub fn new(
+        name: impl Into<String>,
+        run: impl Fn(&mut F) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { name: name.into(), run: Arc::new(run) }
     }
 }
 
@@ -71,7 +77,7 @@ pub fn skip<T>(reason: impl Into<String>) -> Result<T> {
 /// Checks that share one fixture.
 trait Runnable: Send {
     fn name(&self) -> &'static str;
-    fn checks(&self) -> Vec<&'static str>;
+    fn checks(&self) -> Vec<String>;
     fn run(&mut self, check: usize) -> Result<()>;
     fn forget_fixture(&mut self);
 }
@@ -90,8 +96,8 @@ impl<F: Send> Runnable for Group<F> {
         self.name
     }
 
-    fn checks(&self) -> Vec<&'static str> {
-        self.checks.iter().map(|check| check.name).collect()
+    fn checks(&self) -> Vec<String> {
+        self.checks.iter().map(|check| check.name.clone()).collect()
     }
 
     fn run(&mut self, check: usize) -> Result<()> {

@@ -37,5 +37,7 @@ pub mod command;
 pub mod harness;
 mod host_init;
 pub mod lab;
+pub mod link;
 pub mod network;
 pub mod programs;
+pub mod traffic;

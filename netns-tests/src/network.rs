@@ -1,5 +1,6 @@
 //! A network on a lab: what an admin and the nodes' users type, in one place.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -16,10 +17,12 @@ pub const SOON: Duration = Duration::from_secs(30);
 /// The name of the network that [`Network`] makes.
 pub const NETWORK: &str = "lab";
 
-/// A lab and the network [`NETWORK`] on it, whose admin and user is [`ANN`] and whose master is `head`.
+/// A lab and the network [`NETWORK`] on it, whose admin and user is [`ANN`].
 pub struct Network {
     /// Where it runs.
     pub lab: Lab,
+    /// The host that is the master, and where the admin works.
+    master: &'static str,
     /// What each `join` printed, by node.
     pub joined: Vec<(String, String)>,
 }
@@ -45,22 +48,48 @@ impl Network {
         Ok(network)
     }
 
-    /// Begins a network on `head`, issues a key for each host and carries it there.
+    /// Begins a network on `head` of the usual lab, issues a key for each host and carries it there.
     ///
     /// # Errors
     ///
     /// One of the admin's commands fails.
     pub fn init(lab: Lab) -> Result<Self> {
         let endpoint = campus::head_endpoint(&lab);
-        lab.on("head")
-            .sh(&format!("clusternet init {NETWORK} --master head --endpoint udp://{endpoint}"))
-            .ok()?;
-        let network = Self { lab, joined: Vec::new() };
-        for node in HOSTS.into_iter().filter(|node| *node != "head") {
+        Self::begin(lab, "head", endpoint, &HOSTS)
+    }
+
+    /// Begins a network on `master`, which can be reached at `endpoint`, issues a key for each of `hosts` and
+    /// carries it there.
+    ///
+    /// # Errors
+    ///
+    /// One of the admin's commands fails.
+    pub fn begin(
+        lab: Lab,
+        master: &'static str,
+        endpoint: SocketAddr,
+        hosts: &[&str],
+    ) -> Result<Self> {
+        let network = Self { lab, master, joined: Vec::new() };
+        network.admin(&format!(
+            "clusternet init {NETWORK} --master {master} --endpoint udp://{endpoint}"
+        ))?;
+        for node in hosts.iter().filter(|node| **node != master) {
             network.issue(node, "")?;
             network.carry(node, node)?;
         }
         Ok(network)
+    }
+
+    /// Writes lines into the `[node]` table of a host that has not joined yet.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be written.
+    pub fn tune(&self, host: &str, lines: &str) -> Result<()> {
+        let script =
+            format!("printf '\\n[node]\\n%s\\n' {} >> {NETWORK}/master.toml", quote(lines));
+        self.lab.on(host).sh(&script).ok().map(|_| ())
     }
 
     /// Has the admin issue `node` a key, with further `options`.
@@ -72,13 +101,13 @@ impl Network {
         self.admin(&format!("clusternet issue {node} --dir {NETWORK} {options}"))
     }
 
-    /// Runs a command of the admin's, on `head`.
+    /// Runs a command of the admin's, on the master.
     ///
     /// # Errors
     ///
     /// It fails.
     pub fn admin(&self, script: &str) -> Result<String> {
-        self.lab.on("head").sh(script).ok()
+        self.lab.on(self.master).sh(script).ok()
     }
 
     /// Copies `master.toml` and the key of `node` to `host`, as a person would with scp.
@@ -99,7 +128,7 @@ impl Network {
         self.lab.on(host).sh(&format!("mkdir -p {NETWORK}")).user(user).ok()?;
         for (file, mode) in [("master.toml".to_owned(), 0o644), (format!("{node}.key"), 0o600)] {
             let path = format!("{NETWORK}/{file}");
-            let text = self.lab.on("head").read_file(ANN, &path)?;
+            let text = self.lab.on(self.master).read_file(ANN, &path)?;
             self.lab.on(host).write_file(user, &path, mode, text.as_bytes())?;
         }
         Ok(())

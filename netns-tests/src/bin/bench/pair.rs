@@ -15,6 +15,7 @@ use netns_tests::binaries;
 use netns_tests::clock::wait_until;
 use netns_tests::command::Cmd;
 use netns_tests::lab::{Family, Lab, Tun};
+use netns_tests::link::{self, Frames, Rule};
 
 use crate::options::{Device, Offload, Options};
 
@@ -22,7 +23,7 @@ use crate::options::{Device, Offload, Options};
 pub(crate) const UNDERLAY: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
 
 /// The names of the hosts.
-pub(crate) const SIDES: [&str; 2] = ["a", "b"];
+pub(crate) const SIDES: [&str; 2] = link::SIDES;
 
 /// Where hosts find this program.
 pub(crate) const BENCH: &str = "/run/lab/bench/bench";
@@ -44,8 +45,8 @@ pub(crate) enum Medium {
 pub(crate) struct Condition {
     /// As measurements are called.
     pub(crate) name: &'static str,
-    /// What an nftables rule says on the way from a host whose detour begins at `DETOUR`.
-    rule: Option<&'static str>,
+    /// What befalls them.
+    rule: Option<Rule>,
 }
 
 /// The conditions that are measured. One packet in a hundred that takes a detour comes out after
@@ -55,7 +56,7 @@ pub(crate) const CONDITIONS: [Condition; 5] = [
     Condition { name: "loss-0.01", rule: Some("numgen random mod 10000 < 1 drop") },
     Condition { name: "loss-0.1", rule: Some("numgen random mod 1000 < 1 drop") },
     Condition { name: "loss-1", rule: Some("numgen random mod 100 < 1 drop") },
-    Condition { name: "reorder", rule: Some("numgen random mod 100 < 1 fwd to \"DETOUR\"") },
+    Condition { name: "reorder", rule: Some("numgen random mod 100 < 1 fwd to DETOUR") },
 ];
 
 /// The hosts and their link. Dropping it ends everything on them.
@@ -79,35 +80,15 @@ impl Pair {
         for side in SIDES {
             lab.lone_host(side)?;
         }
-        let pair = match medium {
-            Medium::Cable => {
-                let b = lab.on("b").pid();
-                lab.ip("a", &format!("link add eth0 type veth peer name eth0 netns {b}\n"))?;
-                Self { lab }
-            }
-            Medium::Middle => {
-                lab.lone_host("middle")?;
-                let middle = lab.on("middle").pid();
-                for side in SIDES {
-                    let peer =
-                        format!("link add eth0 type veth peer name to-{side} netns {middle}\n");
-                    lab.ip(side, &peer)?;
-                }
-                let pair = Self { lab };
-                pair.lay_out_the_middle(options.mtu)?;
-                pair
-            }
-        };
+        let is_cut = medium == Medium::Middle || options.offload == Offload::Nic;
+        let frames = if is_cut { Frames::Cut } else { Frames::Whole };
+        match medium {
+            Medium::Cable => link::lay_cable(&lab, frames, options.mtu)?,
+            Medium::Middle => link::lay_middle(&mut lab, frames, options.mtu)?,
+        }
+        let pair = Self { lab };
         for (side, address) in SIDES.into_iter().zip(UNDERLAY) {
-            if medium == Medium::Middle || options.offload == Offload::Nic {
-                pair.root(side, "ethtool -K eth0 tso off gso off gro on").ok()?;
-                // Older kernels lack this one, and cut such packets with the others.
-                pair.root(side, "ethtool -K eth0 tx-udp-segmentation off").run()?;
-            }
-            pair.lab.ip(
-                side,
-                &format!("link set eth0 mtu {} up\naddr add {address}/24 dev eth0\n", options.mtu),
-            )?;
+            pair.lab.ip(side, &format!("addr add {address}/24 dev eth0\n"))?;
         }
         for side in SIDES {
             let hosts = format!("127.0.0.1 localhost\n{} a\n{} b\n", UNDERLAY[0], UNDERLAY[1]);
@@ -116,48 +97,9 @@ impl Pair {
         Ok(pair)
     }
 
-    /// A bridge between the cables, and for each direction a way round through one more cable.
-    fn lay_out_the_middle(&self, mtu: u16) -> Result<()> {
-        let mut lines = "link add br0 type bridge\nlink set br0 up\n".to_owned();
-        for side in SIDES {
-            lines += &format!("link add way-{side} type veth peer name round-{side}\n");
-            for end in ["to", "round"] {
-                lines += &format!("link set {end}-{side} master br0\n");
-            }
-            for end in ["to", "way", "round"] {
-                lines += &format!("link set {end}-{side} mtu {mtu} up\n");
-            }
-        }
-        lines += &format!("link set br0 mtu {mtu}\n");
-        self.lab.ip("middle", &lines)?;
-        for side in SIDES {
-            for end in ["to", "way", "round"] {
-                let script = format!("ethtool -K {end}-{side} tso off gso off gro off");
-                self.root("middle", &script).ok()?;
-            }
-            // The hosts are not where the detours end.
-            self.root("middle", &format!("bridge link set dev round-{side} learning off")).ok()?;
-        }
-        Ok(())
-    }
-
     /// Makes the middle do to packets what `condition` says, and nothing else.
     pub(crate) fn set(&self, condition: Condition) -> Result<()> {
-        let mut rules = "flush ruleset\n".to_owned();
-        if let Some(rule) = condition.rule {
-            rules += "table netdev link {\n";
-            for side in SIDES {
-                let rule = rule.replace("DETOUR", &format!("way-{side}"));
-                rules += &format!(
-                    "chain from-{side} {{\n\
-                     type filter hook ingress device \"to-{side}\" priority 0\n\
-                     {rule}\n\
-                     }}\n"
-                );
-            }
-            rules += "}\n";
-        }
-        self.lab.firewall("middle", &rules)
+        link::set_rule(&self.lab, condition.rule)
     }
 
     /// Waits until a program on a host listens on a TCP port; `prefix` leads into its network.
