@@ -15,7 +15,7 @@ use clusternet::{
         drops::DropReason,
         punt::{Notice, Punt},
     },
-    node::output::Directive,
+    node::output::{Carrier, Directive, PeerSlot},
     path::route::Route,
     wire::{
         ip::IpView,
@@ -229,6 +229,55 @@ fn a_long_packet_that_only_its_kernel_understands_is_finished_here() {
     let sent = a.send([(header, &*packet)]);
     let arrived = b.receive(endpoint(1), &[(sent[0].0.clone(), sent[0].1)]);
     assert_eq!(arrived, [(VirtioHeader::default(), finished)]);
+}
+
+#[test]
+fn a_gateway_hands_on_what_is_for_the_members_behind_it_and_nothing_else() {
+    for (kind, len, packets) in [(Kind::Unfinished, 500, 1), (Kind::Tcp(1000), 9500, 10)] {
+        let [mut a, mut b] = pair();
+        let (behind, other) = (PeerSlot(8), PeerSlot(9));
+        for end in [&mut a, &mut b] {
+            end.table.apply(&Directive::InstallPeer { slot: behind, addresses: addresses(8) });
+            end.table.apply(&Directive::InstallPeer { slot: other, addresses: addresses(9) });
+        }
+        for slot in [behind, other] {
+            let route = Some(Route::direct(endpoint(2)));
+            let keypairs = Some(std::sync::Arc::clone(&a.keypairs));
+            a.table.apply(&Directive::SetCarrier { slot, carrier: Carrier::Gateway(OTHER) });
+            a.table.apply(&Directive::SetRoute { slot, route });
+            a.table.apply(&Directive::SealWith { slot, keypairs });
+        }
+        b.table.apply(&Directive::SetCarrier { slot: behind, carrier: Carrier::Us });
+        let mut transit = Vec::new();
+        for to in [8, 9] {
+            let (header, mut packet) = superpacket(&Recipe::new(true, true), kind, len);
+            address(&mut packet, 1, to);
+            let header = superpacket::rebuild(kind, &mut packet).unwrap_or(header);
+            let sent = a.send([(header, &*packet)]);
+            assert_eq!(b.receive(endpoint(1), &[(sent[0].0.clone(), sent[0].1)]), []);
+        }
+        b.punted.drain(100, |punt| {
+            if let Punt::Transit(slot, packet) = punt {
+                transit.push((slot, packet.to_vec()));
+            }
+        });
+        assert_eq!(transit.len(), packets, "segmented and finished, and only for the one behind");
+        assert!(transit.iter().all(|(slot, packet)| *slot == OTHER && packets::is_right(packet)));
+        assert_eq!(b.counters.drops(DropReason::PeerDestination), 1);
+        // Its answers come back from behind the gateway.
+        let (header, mut packet) = superpacket(&Recipe::new(true, true), kind, len);
+        address(&mut packet, 8, 1);
+        let header = superpacket::rebuild(kind, &mut packet).unwrap_or(header);
+        let mut gateway = clusternet::dataplane::table::Builder::new(addresses(8));
+        std::mem::swap(&mut gateway, &mut b.table);
+        let keypairs = Some(std::sync::Arc::clone(&b.keypairs));
+        b.table.apply(&Directive::InstallPeer { slot: OTHER, addresses: addresses(1) });
+        b.table
+            .apply(&Directive::SetRoute { slot: OTHER, route: Some(Route::direct(endpoint(1))) });
+        b.table.apply(&Directive::SealWith { slot: OTHER, keypairs });
+        let sent = b.send([(header, &*packet)]);
+        assert_eq!(a.receive(endpoint(2), &[(sent[0].0.clone(), sent[0].1)]).len(), 1);
+    }
 }
 
 /// Stream bytes by sequence number.

@@ -158,7 +158,9 @@ fn mixed_batches_allocate_nothing_once_the_pool_is_warm() {
         assert_eq!(answered, 1);
         let mut punted = 0;
         receiver.drain(100, |punt| match punt {
-            Punt::Datagram(..) | Punt::Packet(_) | Punt::Notice(_) => punted += 1,
+            Punt::Datagram(..) | Punt::Packet(_) | Punt::Transit(..) | Punt::Notice(_) => {
+                punted += 1
+            }
         });
         assert_eq!(punted, 4);
     };

@@ -25,7 +25,7 @@ use crate::{
     path::route::{Egress, Route},
     wire::{
         channel::{HEADER, Header, Place},
-        filter,
+        filter::{self, FilterError},
         ip::IpView,
         message::{Mac1Key, Message},
         relay::{self, RelayIndex},
@@ -101,6 +101,17 @@ struct Sealed {
     end: usize,
 }
 
+/// Where packets leave the batch: to the device, or to control where they go on from here.
+#[derive(Debug)]
+struct Exit {
+    takes: Takes,
+    /// A packet in one piece, where the device does not take it as it is.
+    scratch: Vec<u8>,
+    /// Packets that go on from here, one behind the other: whose, and how long.
+    transit: Vec<(PeerSlot, usize)>,
+    transit_bytes: Vec<u8>,
+}
+
 /// Datagrams on their way in.
 #[derive(Debug)]
 pub struct Inbound {
@@ -112,9 +123,7 @@ pub struct Inbound {
     coalescer: Coalescer,
     /// How many it has taken.
     packets: usize,
-    takes: Takes,
-    /// A packet in one piece, where the device does not take it as it is.
-    scratch: Vec<u8>,
+    exit: Exit,
     heard: Option<(PeerSlot, Route, Instant)>,
 }
 
@@ -130,8 +139,12 @@ impl Inbound {
             joiner: Joiner::default(),
             coalescer: Coalescer::new(takes.udp && takes.tcp, MAX_PACKETS),
             packets: 0,
-            takes,
-            scratch: Vec::with_capacity(scratch),
+            exit: Exit {
+                takes,
+                scratch: Vec::with_capacity(scratch),
+                transit: Vec::new(),
+                transit_bytes: Vec::new(),
+            },
             heard: None,
         }
     }
@@ -192,9 +205,16 @@ impl Inbound {
 
     /// Ends the batch: delivers what is left of it, and wakes control if there is anything for it.
     pub fn finish(&mut self, context: &Context<'_>, punts: &mut Sender, sink: &mut impl Sink) {
-        self.joiner.finish(&self.arena, &mut deliver(context, self.takes, &mut self.scratch, sink));
+        self.joiner.finish(&self.arena, &mut deliver(context, &mut self.exit, sink));
         self.flush(context, sink);
         self.used = 0;
+        let mut rest = self.exit.transit_bytes.as_slice();
+        for (slot, len) in self.exit.transit.drain(..) {
+            let (packet, behind) = rest.split_at(len);
+            punts.transit(slot, packet);
+            rest = behind;
+        }
+        self.exit.transit_bytes.clear();
         punts.flush();
     }
 
@@ -318,25 +338,21 @@ impl Inbound {
             self.flush(context, sink);
             let Header { receiver, counter } = header;
             let slice = Slice { slot, receiver, counter, place, text };
-            let is_sound = self.joiner.push(
-                &self.arena,
-                slice,
-                &mut deliver(context, self.takes, &mut self.scratch, sink),
-            );
+            let is_sound =
+                self.joiner.push(&self.arena, slice, &mut deliver(context, &mut self.exit, sink));
             if !is_sound {
                 context.counters.count(DropReason::Misplaced);
             }
             return;
         }
-        self.joiner.pass(
-            &self.arena,
-            slot,
-            &mut deliver(context, self.takes, &mut self.scratch, sink),
-        );
+        self.joiner.pass(&self.arena, slot, &mut deliver(context, &mut self.exit, sink));
         let packet = &self.arena[text.clone()];
         match check(context, slot, packet, packet.len()) {
             Err(reason) => context.counters.count(reason),
-            Ok(len) => {
+            Ok(Passage::On(len)) => {
+                self.exit.pass_on(slot, place.kind, std::iter::once(&packet[..len]));
+            }
+            Ok(Passage::ForUs(len)) => {
                 self.packets += 1;
                 self.coalescer.push(&mut self.arena, text.start..text.start + len, place.kind);
                 if self.packets == MAX_PACKETS {
@@ -351,7 +367,7 @@ impl Inbound {
         if std::mem::take(&mut self.packets) == 0 {
             return;
         }
-        let (arena, scratch, takes) = (&mut self.arena, &mut self.scratch, self.takes);
+        let (arena, exit) = (&mut self.arena, &mut self.exit);
         self.coalescer.flush(|kind, pieces| {
             let Some((first, others)) = pieces.split_first() else { return };
             let len = pieces.iter().map(Range::len).sum();
@@ -360,7 +376,7 @@ impl Inbound {
                 Ok(header) => {
                     let parts = std::iter::once(first).chain(others);
                     let parts = parts.map(|part| &arena[part.clone()]);
-                    hand_over(takes, scratch, kind, header, parts, sink);
+                    exit.hand_over(kind, header, parts, sink);
                 }
                 Err(reason) => context.counters.count(reason),
             }
@@ -371,8 +387,7 @@ impl Inbound {
 /// What becomes of a joined superpacket, or a part of one.
 fn deliver<'a>(
     context: &'a Context<'_>,
-    takes: Takes,
-    scratch: &'a mut Vec<u8>,
+    exit: &'a mut Exit,
     sink: &'a mut impl Sink,
 ) -> impl FnMut(Joined<'_>) + 'a {
     move |Joined { slot, kind, headers, pieces, len }| {
@@ -381,10 +396,11 @@ fn deliver<'a>(
             Ok(header) => header,
             Err(reason) => return context.counters.count(reason),
         };
+        let parts = std::iter::once(&*headers).chain(pieces.iter().copied());
         match check(context, slot, headers, len) {
-            Ok(_) => {
-                let parts = std::iter::once(&*headers).chain(pieces.iter().copied());
-                hand_over(takes, scratch, kind, header, parts, sink);
+            Ok(Passage::On(_)) => exit.pass_on(slot, kind, parts),
+            Ok(Passage::ForUs(_)) => {
+                exit.hand_over(kind, header, parts, sink);
             }
             Err(reason) => context.counters.count(reason),
         }
@@ -402,37 +418,68 @@ fn rebuild(kind: Kind, headers: &mut [u8], len: usize) -> Result<Option<VirtioHe
     }
 }
 
-/// Hands a packet to the device: as it is if the device takes that, else as its segments.
-fn hand_over<'a>(
-    takes: Takes,
-    scratch: &mut Vec<u8>,
-    kind: Kind,
-    header: Option<VirtioHeader>,
-    parts: impl Iterator<Item = &'a [u8]>,
-    sink: &mut impl Sink,
-) {
-    if let Some(header) = header.filter(|_| takes.takes(kind)) {
-        return sink.deliver(header, parts);
+impl Exit {
+    /// Hands a packet to the device: as it is if the device takes that, else as its segments.
+    fn hand_over<'a>(
+        &mut self,
+        kind: Kind,
+        header: Option<VirtioHeader>,
+        parts: impl Iterator<Item = &'a [u8]>,
+        sink: &mut impl Sink,
+    ) {
+        if let Some(header) = header.filter(|_| self.takes.takes(kind)) {
+            return sink.deliver(header, parts);
+        }
+        self.gather(parts);
+        // Its headers have just been rebuilt: it is what its kind says.
+        let _ = segment::segment(kind, &mut self.scratch, |packet| {
+            sink.deliver(VirtioHeader::default(), std::iter::once(packet));
+        });
     }
-    scratch.clear();
-    parts.for_each(|part| scratch.extend_from_slice(part));
-    // Its headers have just been rebuilt: it is what its kind says.
-    let _ = segment::segment(kind, scratch, |packet| {
-        sink.deliver(VirtioHeader::default(), std::iter::once(packet));
-    });
+
+    /// Keeps a packet for control, as its segments: it goes on through a tunnel.
+    fn pass_on<'a>(&mut self, slot: PeerSlot, kind: Kind, parts: impl Iterator<Item = &'a [u8]>) {
+        self.gather(parts);
+        let Self { scratch, transit, transit_bytes, .. } = self;
+        // What is not what its kind says goes no further.
+        let _ = segment::segment(kind, scratch, |packet| {
+            transit.push((slot, packet.len()));
+            transit_bytes.extend_from_slice(packet);
+        });
+    }
+
+    fn gather<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>) {
+        self.scratch.clear();
+        parts.for_each(|part| self.scratch.extend_from_slice(part));
+    }
 }
 
-/// Whether a packet of `len` bytes, of which at least the IP header is in `first`, may come from this peer; its own length.
+/// Where a peer's packet may go, and its own length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    /// To the device.
+    ForUs(usize),
+    /// On, to a plain WireGuard member that this node is the gateway of.
+    On(usize),
+}
+
+/// Whether a packet of `len` bytes, of which at least the IP header is in `first`, may come from this peer, and where it may go.
 fn check(
     context: &Context<'_>,
     slot: PeerSlot,
     first: &[u8],
     len: usize,
-) -> Result<usize, DropReason> {
+) -> Result<Passage, DropReason> {
     let view = IpView::parse_front(first, len).map_err(|e| DropReason::of_peer(e.into()))?;
     let belongs = |source| context.table.belongs(source, slot);
-    filter::check_inbound(&view, context.table.own(), belongs).map_err(DropReason::of_peer)?;
-    Ok(view.total_len())
+    match filter::check_inbound(&view, context.table.own(), belongs) {
+        Ok(()) => Ok(Passage::ForUs(view.total_len())),
+        // Looked at last of all, so everything else about it is right.
+        Err(FilterError::Destination) if context.table.carries(view.destination()) => {
+            Ok(Passage::On(view.total_len()))
+        }
+        Err(error) => Err(DropReason::of_peer(error)),
+    }
 }
 
 /// What to do with a datagram.

@@ -22,7 +22,7 @@ pub enum Class {
     Handshake,
     /// Transport data with a known tunnel index.
     Tunnel,
-    /// IP packets of programs for a member.
+    /// IP packets that control must send: of programs for a member, and of peers for somebody behind this node.
     Packet,
     /// What a worker has noticed.
     Notice,
@@ -65,6 +65,8 @@ pub enum Punt<'a> {
     Datagram(Route, &'a [u8]),
     /// A packet of a program.
     Packet(&'a [u8]),
+    /// An opened packet of the peer in this place for somebody whose gateway this node is.
+    Transit(PeerSlot, &'a [u8]),
     /// Something noticed.
     Notice(Notice),
 }
@@ -104,6 +106,7 @@ struct Item {
 enum What {
     Datagram(Route),
     Packet,
+    Transit(PeerSlot),
     Notice(Notice),
 }
 
@@ -162,6 +165,11 @@ impl Sender {
         self.push(Class::Packet, What::Packet, bytes);
     }
 
+    /// Hands over an opened packet that goes on from here, copied. Full: dropped and counted.
+    pub fn transit(&mut self, from: PeerSlot, bytes: &[u8]) {
+        self.push(Class::Packet, What::Transit(from), bytes);
+    }
+
     /// Tells what was noticed. Full: dropped and counted, and `false`: to be told again.
     pub fn notice(&mut self, notice: Notice) -> bool {
         self.push(Class::Notice, What::Notice(notice), &[])
@@ -205,6 +213,7 @@ impl Receiver {
                 handle(match what {
                     What::Datagram(origin) => Punt::Datagram(origin, &bytes),
                     What::Packet => Punt::Packet(&bytes),
+                    What::Transit(slot) => Punt::Transit(slot, &bytes),
                     What::Notice(notice) => Punt::Notice(notice),
                 });
                 bytes.clear();
@@ -237,7 +246,9 @@ mod tests {
     fn drain(receiver: &mut Receiver) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         receiver.drain(usize::MAX, |punt| match punt {
-            Punt::Datagram(_, bytes) | Punt::Packet(bytes) => all.push(bytes.to_vec()),
+            Punt::Datagram(_, bytes) | Punt::Packet(bytes) | Punt::Transit(_, bytes) => {
+                all.push(bytes.to_vec());
+            }
             Punt::Notice(notice) => panic!("{notice:?}"),
         });
         all

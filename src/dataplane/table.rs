@@ -136,6 +136,11 @@ impl Table {
         })
     }
 
+    /// Whether packets to this address go on from here, to a plain WireGuard member that this node is the gateway of.
+    pub fn carries(&self, destination: IpAddr) -> bool {
+        self.member(destination).is_some_and(|(_, peer)| peer.carrier == Carrier::Us)
+    }
+
     /// What to forward under an index that this node gave out as a relay.
     pub fn relay(&self, index: RelayIndex) -> Option<&Relay> {
         self.relays.get(&index)

@@ -410,7 +410,7 @@ mod tests {
                     found = Some(match punt {
                         Punt::Datagram(origin, bytes) => (Some(origin), bytes.to_vec()),
                         Punt::Packet(bytes) => (None, bytes.to_vec()),
-                        Punt::Notice(notice) => panic!("{notice:?}"),
+                        other @ (Punt::Transit(..) | Punt::Notice(_)) => panic!("{other:?}"),
                     });
                 });
                 if found.is_none() {

@@ -149,6 +149,7 @@ impl Core {
         match punt {
             Punt::Datagram(origin, datagram) => self.node.handle_datagram(origin, datagram, now),
             Punt::Packet(packet) => self.node.handle_packet(packet, now),
+            Punt::Transit(slot, packet) => self.node.handle_transit(slot, packet, now),
             Punt::Notice(Notice::Confirmed { index }) => self.node.handle_confirmed(index, now),
             Punt::Notice(Notice::Heard { slot, origin }) => {
                 self.node.handle_heard(slot, origin, now)
