@@ -233,7 +233,7 @@ pub fn records() -> Vec<Vec<u8>> {
 /// An offer, one with an impossible key, and an answer to nothing.
 pub fn exchange() -> Vec<Vec<u8>> {
     let offer = exchange::offer(7, 0x0012_3400).expect("the library works").offer().clone();
-    let impossible = Offer { number: 8, mlkem: vec![0xff; offer.mlkem.len()], ..offer.clone() };
+    let impossible = Offer { number: 8, mlkem: vec![0xff; offer.mlkem.len()], ..offer };
     let accept = Accept {
         number: 1,
         receiver: 0x0012_3400,
