@@ -8,8 +8,11 @@
 //!
 //! What comes after a gap has its place, too: the headers of recent superpackets that were not whole are remembered
 //! ([`REMEMBERED`]), so a later run of a TCP superpacket is delivered behind a copy of them with its own sequence number, and one of
-//! a UDP superpacket from its next whole datagram on. Only a run that overtakes slice 0 itself is copied, for as long as one more
-//! batch. Nothing is allocated but that copy.
+//! a UDP superpacket from its next whole datagram on.
+//!
+//! Some runs are of no use to anybody before others come: those of a packet that is none of many, or of one datagram, and those that
+//! overtake slice 0. They are *held*, as copies ([`MAX_HELD`]), since batches may be as short as one slice: a link that needs
+//! longer for a slice than this machine for a turn brings them one by one. What is held is never waited for.
 
 use std::{collections::VecDeque, ops::Range};
 
@@ -25,8 +28,17 @@ use crate::{
 /// two milliseconds.
 pub const REMEMBERED: usize = 64;
 
-/// Bytes of runs that overtook their slice 0, over all; the oldest go first.
-pub const MAX_WAITING: usize = 256 * 1024;
+/// Runs that are held for others to come, over all; the oldest go first. No peer has more than half of the room.
+pub const MAX_HELD: usize = 32;
+
+/// Bytes of them.
+pub const MAX_HELD_BYTES: usize = 256 * 1024;
+
+/// The longest packet that can come of runs.
+const MAX_PACKET: usize = 65_535;
+
+/// Buffers that are kept for what will be held.
+const MAX_SPARE: usize = 4;
 
 /// Superpackets under way in one batch: those of a few senders whose datagrams arrive interleaved.
 const MAX_OPEN: usize = 4;
@@ -107,15 +119,50 @@ struct Known {
     headers: Headers,
 }
 
-/// A run that overtook its slice 0.
-#[derive(Debug)]
-struct Waiting {
+/// Slices that follow each other.
+#[derive(Debug, Clone, Copy)]
+struct Part {
     base: Base,
     kind: Kind,
     count: u16,
+    /// Length of all slices but the last; 0: only the last is here.
+    slice: usize,
+    /// The first of them, and how many of its bytes have been delivered.
     first: u16,
+    skip: usize,
+    /// The one behind the last of them.
+    next: u16,
+}
+
+impl Part {
+    /// The packet's beginning.
+    fn is_front(&self) -> bool {
+        self.first == 0 && self.skip == 0
+    }
+
+    /// All of the packet.
+    fn is_whole(&self) -> bool {
+        self.is_front() && self.next == self.count
+    }
+
+    /// Its last `left` bytes of `len`. `None`: slices that contradict each other.
+    fn tail(&self, len: usize, left: usize) -> Option<Self> {
+        if left == len {
+            return Some(*self);
+        }
+        let begin = usize::from(self.first) * self.slice + self.skip + len - left;
+        let first = u16::try_from(begin.checked_div(self.slice)?).ok()?;
+        Some(Self { first, skip: begin % self.slice, ..*self })
+    }
+}
+
+/// A copy of slices that are of use only with others.
+#[derive(Debug)]
+struct Held {
+    part: Part,
     bytes: Vec<u8>,
-    batches: u8,
+    /// The packet's headers have not come yet.
+    is_early: bool,
 }
 
 /// Slices that follow each other, under way in this batch. Pieces lie in the arena: as long as the batch.
@@ -149,8 +196,9 @@ pub struct Joiner {
     open: Vec<Run>,
     spare: Vec<Vec<Range<usize>>>,
     known: VecDeque<Known>,
-    waiting: VecDeque<Waiting>,
-    waiting_bytes: usize,
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    spare_bytes: Vec<Vec<u8>>,
 }
 
 impl Default for Joiner {
@@ -159,8 +207,9 @@ impl Default for Joiner {
             open: Vec::with_capacity(MAX_OPEN),
             spare: (0..=MAX_OPEN).map(|_| Vec::with_capacity(MAX_SLICES.into())).collect(),
             known: VecDeque::with_capacity(REMEMBERED),
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
+            held: VecDeque::with_capacity(MAX_HELD),
+            held_bytes: 0,
+            spare_bytes: Vec::with_capacity(MAX_SPARE),
         }
     }
 }
@@ -219,36 +268,22 @@ impl Joiner {
         }
     }
 
-    /// Ends the batch: delivers everything that can be. What overtook its headers waits for one more.
+    /// Ends the batch: delivers everything that can be.
     pub fn finish(&mut self, arena: &[u8], deliver: &mut impl FnMut(Joined<'_>)) {
         while !self.open.is_empty() {
             self.close(0, arena, deliver);
         }
-        if self.waiting.is_empty() {
-            return;
+        // What overtook its headers: perhaps they have come now.
+        let can_go = |this: &Self| {
+            this.held.iter().position(|held| held.is_early && this.known(held.part.base).is_some())
+        };
+        while let Some(at) = can_go(self) {
+            let Held { part, bytes, .. } = self.release(at);
+            let mut pieces = Pieces::default();
+            pieces.push(&bytes);
+            self.settle(part, pieces, deliver);
+            self.recycle(bytes);
         }
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain_mut(|wait| {
-            let known = self.known(wait.base);
-            let is_same = known.is_some_and(|k| k.kind == wait.kind && k.count == wait.count);
-            if let Some(known) = known.filter(|_| is_same) {
-                let mut pieces = Pieces::default();
-                pieces.push(&wait.bytes);
-                deliver_part(known, wait.first, pieces, deliver);
-            }
-            wait.batches += 1;
-            let stays = known.is_none() && wait.batches <= 2;
-            if !stays {
-                self.waiting_bytes -= wait.bytes.len();
-            }
-            stays
-        });
-        self.waiting = waiting;
-    }
-
-    /// Whether something waits for its headers: the next batch should not be long in coming.
-    pub fn is_idle(&self) -> bool {
-        self.open.is_empty() && self.waiting.is_empty()
     }
 
     fn known(&self, base: Base) -> Option<&Known> {
@@ -256,62 +291,143 @@ impl Joiner {
         self.known.iter().rev().find(|known| known.base == base)
     }
 
-    /// Delivers a run as far as it goes.
+    /// Delivers a run as far as it goes, together with what is held before and behind it.
     fn close(&mut self, at: usize, arena: &[u8], deliver: &mut impl FnMut(Joined<'_>)) {
-        let mut run = self.open.remove(at);
-        self.deliver_run(&run, arena, deliver);
-        run.pieces.clear();
-        self.spare.push(run.pieces);
+        let Run { base, kind, count, first, pieces: mut ranges } = self.open.remove(at);
+        let next = first + ranges.len() as u16;
+        let is_last_alone = first > 0 && first + 1 == count;
+        let slice = if is_last_alone { 0 } else { ranges[0].len() };
+        let mut part = Part { base, kind, count, slice, first, skip: 0, next };
+        let mut before = self.take_held(&part, |held| held.next == first);
+        let behind = self.take_held(&part, |held| held.first == next && held.skip == 0);
+        if let Some(Held { part: before, .. }) = before {
+            part = Part { next, ..before };
+        }
+        if let Some(Held { part: behind, .. }) = behind {
+            part.next = behind.next;
+        }
+        let own = ranges.iter().map(|range| &arena[range.clone()]);
+        let parts = own.chain(behind.iter().map(|held| &*held.bytes));
+        if let Some(held) = before.as_mut().filter(|_| !part.is_whole() && !self.knows(base)) {
+            // Still of no use: it grows where it lies.
+            let mut bytes = std::mem::take(&mut held.bytes);
+            parts.for_each(|part| bytes.extend_from_slice(part));
+            self.hold(part, bytes);
+        } else {
+            let mut pieces = Pieces::default();
+            before.iter().for_each(|held| pieces.push(&held.bytes));
+            parts.for_each(|part| pieces.push(part));
+            self.settle(part, pieces, deliver);
+        }
+        [before, behind].into_iter().flatten().for_each(|held| self.recycle(held.bytes));
+        ranges.clear();
+        self.spare.push(ranges);
     }
 
-    fn deliver_run(&mut self, run: &Run, arena: &[u8], deliver: &mut impl FnMut(Joined<'_>)) {
-        let mut pieces = Pieces::default();
-        run.pieces.iter().for_each(|piece| pieces.push(&arena[piece.clone()]));
-        if run.first != 0 {
-            match self.known(run.base) {
-                Some(known) => deliver_part(known, run.first, pieces, deliver),
-                None => self.wait(run, &pieces),
-            }
-            return;
-        }
-        let Some(mut headers) = headers_of(run.kind, pieces.list()[0]) else { return };
-        if run.pieces.len() == usize::from(run.count) {
-            let len = pieces.len();
-            pieces.skip_front(headers.len);
-            deliver(Joined {
-                slot: run.base.slot,
-                kind: run.kind,
-                headers: &mut headers.bytes[..headers.len],
-                pieces: pieces.list(),
-                len,
-            });
-            return;
-        }
-        // Something is missing at the end: a front, and perhaps more of it later.
-        if !can_be_parted(run.kind, &headers) {
-            return;
-        }
-        let slice = run.pieces[0].len();
-        let known = Known { base: run.base, kind: run.kind, count: run.count, slice, headers };
-        if self.known(run.base).is_none() {
-            if self.known.len() == REMEMBERED {
-                self.known.pop_front();
-            }
-            self.known.push_back(known);
-        }
-        deliver_part(&known, 0, pieces, deliver);
-    }
-
-    fn wait(&mut self, run: &Run, pieces: &Pieces<'_>) {
+    /// Delivers what can be of a part; the rest is held.
+    fn settle(&mut self, part: Part, mut pieces: Pieces<'_>, deliver: &mut impl FnMut(Joined<'_>)) {
         let len = pieces.len();
-        while self.waiting_bytes + len > MAX_WAITING {
-            let Some(oldest) = self.waiting.pop_front() else { return };
-            self.waiting_bytes -= oldest.bytes.len();
+        let left = self.deliver_part(&part, pieces.clone(), deliver);
+        let Some(tail) = part.tail(len, left).filter(|_| left > 0) else { return };
+        let mut bytes = self.spare_bytes.pop().unwrap_or_default();
+        pieces.skip_front(len - left);
+        pieces.list().iter().for_each(|piece| bytes.extend_from_slice(piece));
+        self.hold(tail, bytes);
+    }
+
+    /// Says how many bytes at its end are of no use yet.
+    fn deliver_part(
+        &mut self,
+        part: &Part,
+        mut pieces: Pieces<'_>,
+        deliver: &mut impl FnMut(Joined<'_>),
+    ) -> usize {
+        let len = pieces.len();
+        if part.is_front() {
+            let Some(mut headers) = headers_of(part.kind, pieces.list()[0]) else { return 0 };
+            if part.is_whole() {
+                pieces.skip_front(headers.len);
+                deliver(Joined {
+                    slot: part.base.slot,
+                    kind: part.kind,
+                    headers: &mut headers.bytes[..headers.len],
+                    pieces: pieces.list(),
+                    len,
+                });
+                return 0;
+            }
+            if !can_be_parted(part.kind, &headers) {
+                return len;
+            }
+            self.remember(part, headers);
         }
-        self.waiting_bytes += len;
-        let Run { base, kind, count, first, .. } = *run;
-        let bytes = pieces.list().concat();
-        self.waiting.push_back(Waiting { base, kind, count, first, bytes, batches: 0 });
+        match self.known(part.base) {
+            Some(known) => deliver_behind(known, part, pieces, deliver),
+            None => len,
+        }
+    }
+
+    fn remember(&mut self, part: &Part, headers: Headers) {
+        if self.knows(part.base) {
+            return;
+        }
+        if self.known.len() == REMEMBERED {
+            self.known.pop_front();
+        }
+        let Part { base, kind, count, slice, .. } = *part;
+        self.known.push_back(Known { base, kind, count, slice, headers });
+    }
+
+    fn knows(&self, base: Base) -> bool {
+        self.known(base).is_some()
+    }
+
+    /// Takes out what is held of the same packet and fits.
+    fn take_held(&mut self, part: &Part, fits: impl Fn(&Part) -> bool) -> Option<Held> {
+        let at = self.held.iter().position(|Held { part: held, .. }| {
+            (held.base, held.kind, held.count) == (part.base, part.kind, part.count) && fits(held)
+        });
+        at.map(|at| self.release(at))
+    }
+
+    /// Holds a copy for others to come, at the cost of the oldest.
+    fn hold(&mut self, part: Part, bytes: Vec<u8>) {
+        if bytes.len() > MAX_PACKET {
+            return;
+        }
+        let slot = part.base.slot;
+        let is_its = |held: &Held| held.part.base.slot == slot;
+        loop {
+            let its = self.held.iter().filter(|held| is_its(held));
+            let (count, len) =
+                its.fold((1, bytes.len()), |(n, len), held| (n + 1, len + held.bytes.len()));
+            let is_full =
+                self.held.len() == MAX_HELD || self.held_bytes + bytes.len() > MAX_HELD_BYTES;
+            let oldest = if count > MAX_HELD / 2 || len > MAX_HELD_BYTES / 2 {
+                self.held.iter().position(is_its)
+            } else {
+                is_full.then_some(0)
+            };
+            let Some(oldest) = oldest else { break };
+            let Held { bytes, .. } = self.release(oldest);
+            self.recycle(bytes);
+        }
+        self.held_bytes += bytes.len();
+        let is_early = part.first > 0 && !self.knows(part.base);
+        self.held.push_back(Held { part, bytes, is_early });
+    }
+
+    fn release(&mut self, at: usize) -> Held {
+        let held = self.held.remove(at).expect("who calls has just seen it");
+        self.held_bytes -= held.bytes.len();
+        held
+    }
+
+    fn recycle(&mut self, mut bytes: Vec<u8>) {
+        if self.spare_bytes.len() < MAX_SPARE && bytes.capacity() > 0 {
+            bytes.clear();
+            self.spare_bytes.push(bytes);
+        }
     }
 }
 
@@ -346,21 +462,22 @@ fn can_be_parted(kind: Kind, headers: &Headers) -> bool {
     }
 }
 
-/// Delivers a part of a superpacket behind a copy of its headers, made to say what the part is.
-fn deliver_part(
+/// Delivers a part of a superpacket behind a copy of its headers, made to say what the part is. Says how many bytes at its end
+/// are of no use without those that follow.
+fn deliver_behind(
     known: &Known,
-    first: u16,
+    part: &Part,
     mut pieces: Pieces<'_>,
     deliver: &mut impl FnMut(Joined<'_>),
-) {
+) -> usize {
     let mut headers = known.headers;
-    let begin = usize::from(first) * known.slice;
-    // A waiting run is one piece of many slices: its length tells where it ends.
-    let reaches_end = begin + pieces.len() > usize::from(known.count - 1) * known.slice;
+    let begin = usize::from(part.first) * known.slice + part.skip;
+    let reaches_end = part.next == known.count;
     let skip = headers.len.saturating_sub(begin);
     pieces.skip_front(skip);
-    let Some(offset) = (begin + skip).checked_sub(headers.len) else { return };
+    let Some(offset) = (begin + skip).checked_sub(headers.len) else { return 0 };
     let at = headers.transport;
+    let mut left = 0;
     match known.kind {
         Kind::Tcp(_) | Kind::Unfinished => {
             let sequence: [u8; 4] = headers.bytes[at + 4..at + 8].try_into().expect("four bytes");
@@ -379,10 +496,11 @@ fn deliver_part(
             let segment = usize::from(segment);
             pieces.skip_front((segment - offset % segment) % segment);
             if !reaches_end {
-                pieces.keep_front(pieces.len() - pieces.len() % segment);
+                left = pieces.len() % segment;
+                pieces.keep_front(pieces.len() - left);
             }
         }
-        Kind::Whole => return,
+        Kind::Whole => return 0,
     }
     let len = pieces.len();
     if len > 0 {
@@ -394,10 +512,11 @@ fn deliver_part(
             len: headers.len + len,
         });
     }
+    left
 }
 
 /// A list of pieces, in place.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Pieces<'a> {
     list: [&'a [u8]; MAX_SLICES as usize],
     range: Range<usize>,
@@ -584,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_overtakes_its_front_waits_for_it_and_not_for_ever() {
+    fn a_run_that_overtakes_its_front_is_held_for_it() {
         let kind = Kind::Tcp(1340);
         let packet = superpacket(kind, 8000, 9);
         let sent = cut(&packet, kind, 1400, 100);
@@ -595,13 +714,7 @@ mod tests {
         let delivered = deliver(&mut joiner, &front);
         let got: BTreeSet<(u32, u8)> = delivered.iter().flat_map(|(_, p)| tcp_bytes(p)).collect();
         assert_eq!(got, tcp_bytes(&packet).into_iter().collect());
-        assert_eq!(joiner.waiting_bytes, 0);
-        assert_eq!(
-            deliver(&mut joiner, &cut(&packet, kind, 1400, 900)[3..].iter().collect::<Vec<_>>()),
-            []
-        );
-        (0..3).for_each(|_| assert_eq!(deliver(&mut joiner, &[]), []));
-        assert_eq!((joiner.waiting.len(), joiner.waiting_bytes), (0, 0));
+        assert_eq!(joiner.held_bytes, 0);
     }
 
     #[test]
@@ -687,11 +800,118 @@ mod tests {
             let skip = if n % 2 == 0 { 1 } else { 0 };
             let some: Vec<&Sent> = sent.iter().skip(skip).collect();
             deliver(&mut joiner, &some);
-            assert!(joiner.waiting_bytes <= MAX_WAITING && joiner.known.len() <= REMEMBERED);
+            assert!(joiner.held_bytes <= MAX_HELD_BYTES && joiner.known.len() <= REMEMBERED);
+            assert_eq!(joiner.held_bytes, joiner.held.iter().map(|h| h.bytes.len()).sum::<usize>());
+        }
+        for (slice, of_a_packet) in [(1400, 43), (30_000, 3)] {
+            let mut joiner = Joiner::default();
+            for n in 0..100 {
+                // The last one never comes.
+                let sent = cut(&superpacket(Kind::Udp(0), 60_000, 0), Kind::Whole, slice, n * 100);
+                assert_eq!(sent.len(), of_a_packet);
+                let some: Vec<&Sent> = sent[..of_a_packet - 1].iter().collect();
+                assert_eq!(deliver(&mut joiner, &some), []);
+                assert!(joiner.held_bytes <= MAX_HELD_BYTES / 2, "one peer has half of the room");
+                assert!(joiner.held.len() <= MAX_HELD / 2);
+            }
+        }
+    }
+
+    #[test]
+    fn a_peer_that_never_ends_its_packets_does_not_cost_another_ones() {
+        let packet = superpacket(Kind::Udp(0), 4080, 0);
+        let sent = cut(&packet, Kind::Whole, 1400, 5);
+        let junk = cut(&packet, Kind::Whole, 1400, 1000);
+        let mut joiner = Joiner::default();
+        let mut out = Vec::new();
+        let mut push = |sent: &Sent, slot, more| {
+            let (arena, slices) = arena(&[sent]);
+            let slice = Slice { slot: PeerSlot(slot), ..slices[0].clone() };
+            let counter = slice.counter + more;
+            joiner.push(&arena, Slice { counter, ..slice }, &mut |_| ());
+            joiner.finish(&arena, &mut |joined| out.push((joined.slot.0, joined.len)));
+        };
+        for one in &sent {
+            push(one, 1, 0);
+            (0..100).for_each(|n| push(&junk[0], 2, 1000 * n));
+        }
+        assert_eq!(out, [(1, packet.len())]);
+    }
+
+    /// What a UDP receiver gets of a delivered packet.
+    fn datagrams(kind: Kind, packet: &[u8]) -> Vec<Vec<u8>> {
+        let size = match kind {
+            Kind::Udp(segment) => segment.into(),
+            Kind::Whole | Kind::Unfinished | Kind::Tcp(_) => packet.len(),
+        };
+        packet[UDP_HEADERS..].chunks(size).map(<[u8]>::to_vec).collect()
+    }
+
+    #[test]
+    fn slices_that_come_one_by_one_lose_nothing() {
+        for kind in [Kind::Whole, Kind::Unfinished, Kind::Udp(1372), Kind::Udp(8892), Kind::Udp(5)]
+        {
+            let packet = superpacket(Kind::Udp(0), 30_000, 0);
+            let sent = cut(&packet, kind, 1412, 100);
+            for together in [1, 2, 3, 5, 21, 22] {
+                let mut joiner = Joiner::default();
+                let sent: Vec<&Sent> = sent.iter().collect();
+                let delivered: Vec<_> =
+                    sent.chunks(together).flat_map(|some| deliver(&mut joiner, some)).collect();
+                let got: Vec<_> =
+                    delivered.iter().flat_map(|(kind, packet)| datagrams(*kind, packet)).collect();
+                assert_eq!(got, datagrams(kind, &packet), "{kind:?}, {together} together");
+                assert_eq!(joiner.held_bytes, 0);
+            }
         }
     }
 
     proptest! {
+        #[test]
+        fn datagrams_arrive_whole_or_not_at_all(
+            payload in 1usize..20_000,
+            slice in 200usize..1500,
+            kind in prop_oneof![Just(Kind::Whole), Just(Kind::Unfinished), (320u16..3000).prop_map(Kind::Udp)],
+            fates in proptest::collection::vec((0u8..10, 0usize..100), 100),
+            together in 1usize..20,
+        ) {
+            let packet = superpacket(Kind::Udp(0), payload, 0);
+            let Some(_) = Cut::new(packet.len(), slice) else { return Ok(()) };
+            let sent = cut(&packet, kind, slice, 1000);
+            // Fate 0: lost; 1: late. Twice is for the window.
+            let mut order: Vec<(usize, &Sent)> = Vec::new();
+            for (n, one) in sent.iter().enumerate() {
+                let (fate, by) = fates[n];
+                match fate {
+                    0 => {}
+                    1 => order.push((n * 100 + by * 40, one)),
+                    _ => order.push((n * 100, one)),
+                }
+            }
+            let all_came = order.len() == sent.len();
+            let in_order = order.is_sorted_by_key(|(at, _)| *at);
+            order.sort_by_key(|(at, _)| *at);
+            let arrived: Vec<&Sent> = order.into_iter().map(|(_, one)| one).collect();
+            let mut joiner = Joiner::default();
+            let mut got = Vec::new();
+            for batch in arrived.chunks(together) {
+                for (kind, mut packet) in deliver(&mut joiner, batch) {
+                    // Of a part only this makes the length right.
+                    prop_assert!(kind == Kind::Whole || rebuild(kind, &mut packet).is_ok());
+                    got.extend(datagrams(kind, &packet));
+                }
+            }
+            let mut whole = datagrams(kind, &packet);
+            if all_came && (in_order || !matches!(kind, Kind::Udp(_))) {
+                prop_assert_eq!(&got, &whole);
+            }
+            for datagram in got {
+                let place = whole.iter().position(|one| *one == datagram);
+                prop_assert!(place.is_some(), "each is one that was sent, and none comes twice");
+                whole.remove(place.unwrap_or_default());
+            }
+        }
+
         #[test]
         fn loss_order_and_duplication_deliver_nothing_wrong(
             payload in 1usize..20_000,
@@ -729,7 +949,7 @@ mod tests {
             }
             let whole: BTreeSet<(u32, u8)> = tcp_bytes(&packet).into_iter().collect();
             prop_assert!(got.is_subset(&whole), "every byte at its own place");
-            if arrived.iter().any(|one| one.place.number == 0) && cuts == 1 {
+            if arrived.iter().any(|one| one.place.number == 0) {
                 let arrived: usize = arrived
                     .iter()
                     .map(|one| (one.place.number, one.bytes.len()))
