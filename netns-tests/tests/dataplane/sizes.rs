@@ -1,6 +1,6 @@
 //! Packets of every size cross whole, up to the overlay's MTU, however far apart their parts arrive.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use netns_tests::harness::Check;
 use netns_tests::lab::{Family, Tun};
 use netns_tests::link::{Frames, SIDES};
@@ -29,6 +29,7 @@ pub(crate) fn checks() -> Vec<Check<Pair>> {
     vec![
         Check::new("pings_of_every_size_come_back", every_size),
         Check::new("packets_of_the_whole_mtu_are_not_fragmented", |pair| unfragmented(pair, 8920)),
+        Check::new("a_slow_link_that_spreads_their_parts_loses_none", slow),
     ]
 }
 
@@ -91,4 +92,41 @@ fn every_size(pair: &mut Pair) -> Result<()> {
         ensure!(echoes.repeated < 20, "{echoes:?}");
     }
     Ok(())
+}
+
+/// Parts of a packet that arrive one by one belong together all the same.
+fn slow(pair: &mut Pair) -> Result<()> {
+    let qdisc = |what: &str| {
+        SIDES.iter().try_for_each(|side| {
+            let rate = if what == "add" { "tbf rate 50mbit burst 2kb limit 1mb" } else { "" };
+            let script = format!("tc qdisc {what} dev to-{side} root {rate}");
+            pair.network.lab.on("middle").sh(&script).root().ok().map(|_| ())
+        })
+    };
+    qdisc("add")?;
+    let outcome = (|| {
+        let options = "--milliseconds 1000 --rate 100";
+        for inner in [Family::V4, Family::V6] {
+            for size in [PVM, 8000] {
+                let options = format!("{options} --size {size}");
+                let datagrams: Datagrams =
+                    traffic::report(pair.traffic("a", "udp", ("b", inner), &options)?)?;
+                let Datagrams { sent, arrived, .. } = datagrams;
+                ensure!(arrived.received == sent, "{size} bytes by {inner:?}: {datagrams:?}");
+            }
+            // Superpackets of datagrams that end where no slice does.
+            let datagrams: Datagrams =
+                traffic::report(pair.traffic("b", "udp", ("a", inner), "--milliseconds 1000")?)?;
+            let Datagrams { sent, arrived, .. } = datagrams;
+            ensure!(sent > 100 && arrived.received * 100 >= sent * 98, "{datagrams:?}");
+            ensure!(arrived.wrong + arrived.repeated + arrived.late == 0, "{datagrams:?}");
+            let options = "--from 3 --up-to 8800 --step 97";
+            let echoes: Echoes =
+                traffic::report(pair.traffic("a", "ping", ("b", inner), options)?)?;
+            ensure!(echoes.wrong == 0 && echoes.repeated < 5, "{echoes:?}");
+        }
+        Ok(())
+    })();
+    qdisc("del")?;
+    outcome.context("at 50 Mbit/s")
 }
