@@ -490,6 +490,69 @@ mod tests {
         assert_eq!(outcome(OsError(libc::EBADF)), SendOutcome::Failed(OsError(libc::EBADF)));
     }
 
+    /// All datagrams that came, one by one, and in how many calls.
+    fn receive_all(udp: &Udp, bytes: usize) -> (Vec<Vec<u8>>, usize) {
+        let (mut datagrams, mut calls, mut got) = (Vec::new(), 0, 0);
+        let mut buf = vec![0; 65_536];
+        while got < bytes {
+            assert!(readable([udp.as_fd()], Some(Duration::from_secs(10))).unwrap()[0]);
+            let received = udp.receive(&mut buf).unwrap();
+            assert!(!received.is_cut);
+            got += received.len;
+            calls += 1;
+            datagrams.extend(buf[..received.len].chunks(received.segment).map(<[u8]>::to_vec));
+        }
+        (datagrams, calls)
+    }
+
+    #[test]
+    fn many_datagrams_leave_and_come_in_one_call_and_one_by_one_where_the_kernel_cannot() {
+        let bytes: Vec<u8> = (0..40 * 1452 + 100).map(|n| (n / 7) as u8).collect();
+        let wanted: Vec<Vec<u8>> = bytes.chunks(1452).map(<[u8]>::to_vec).collect();
+        for sender_can in [true, false] {
+            for receiver_can in [true, false] {
+                let sender = Udp::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+                let receiver = Udp::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+                let possible = sender.offloads();
+                for (udp, can) in [(&sender, sender_can), (&receiver, receiver_can)] {
+                    if !can {
+                        udp.restrict(Offloads::NONE);
+                        assert_eq!(udp.offloads(), Offloads::NONE);
+                    }
+                }
+                let to = (Ipv4Addr::LOCALHOST, receiver.port().unwrap()).into();
+                assert_eq!(sender.send_segments(&bytes, 1452, to), SendOutcome::Sent);
+                let (datagrams, calls) = receive_all(&receiver, bytes.len());
+                assert_eq!(datagrams, wanted);
+                if sender_can && receiver_can && possible == Offloads::ALL {
+                    assert_eq!(calls, 1, "loopback carries them whole");
+                }
+                if !receiver_can {
+                    assert_eq!(calls, wanted.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn sockets_on_one_port_share_the_peers_and_each_stays_with_one() {
+        let first = Udp::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let port = first.port().unwrap();
+        let second = first.another().unwrap();
+        assert_eq!(second.port().unwrap(), port);
+        let to = (Ipv4Addr::LOCALHOST, port).into();
+        for _ in 0..8 {
+            let peer = Udp::bind_to((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+            assert_eq!(peer.send_to(b"one", to), SendOutcome::Sent);
+            let ready = readable([first.as_fd(), second.as_fd()], Some(Duration::from_secs(10)));
+            let mine = if ready.unwrap()[0] { &first } else { &second };
+            receive(mine);
+            assert_eq!(peer.send_to(b"two", to), SendOutcome::Sent);
+            assert_eq!(receive(mine).0, b"two");
+        }
+        assert!(Udp::bind_to(to).is_err(), "nobody else gets in");
+    }
+
     #[test]
     fn a_taken_port_is_said_to_be() {
         let first = Udp::bind(0).unwrap();
