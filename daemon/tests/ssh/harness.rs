@@ -62,6 +62,8 @@ pub(crate) fn owner_table() -> OwnerTable {
 
 impl Server {
     pub(crate) fn start() -> Self {
+        // As the daemon does when it starts: under nohup, hanging up would be ignored.
+        clusternet::sys::process::forget_callers_signals();
         Self::start_with(Vec::new())
     }
 
