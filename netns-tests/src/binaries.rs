@@ -14,6 +14,9 @@ use anyhow::{Context, Result, bail, ensure};
 /// The binaries of the product, as they are called.
 pub const BINARIES: [&str; 2] = ["clusternet", "clusternetd"];
 
+/// Programs of the tests' own that hosts find beside them, where they have been built.
+pub const TOOLS: [&str; 1] = ["traffic"];
+
 /// Builds the binaries, the first time it is called in this process.
 ///
 /// # Errors

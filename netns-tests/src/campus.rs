@@ -64,6 +64,36 @@ pub fn build(family: Family, tun: Tun, nat: Nat) -> Result<Lab> {
     Ok(lab)
 }
 
+/// Makes b and c keep each other out, so that only the master is left to them. In an IPv4 lab.
+///
+/// # Errors
+///
+/// It is another lab.
+pub fn quarrel(lab: &Lab) -> Result<()> {
+    [("b", "192.168.1.3"), ("c", "192.168.1.2")].into_iter().try_for_each(|(host, neighbour)| {
+        lab.firewall(
+            host,
+            &format!(
+                "table inet quarrel {{
+                  chain in {{ type filter hook input priority 10; ip saddr {neighbour} drop
+                  }}
+                  chain out {{ type filter hook output priority 10; ip daddr {neighbour} drop
+                  }}
+                }}"
+            ),
+        )
+    })
+}
+
+/// Ends their [`quarrel`].
+///
+/// # Errors
+///
+/// They have none.
+pub fn make_up(lab: &Lab) -> Result<()> {
+    ["b", "c"].iter().try_for_each(|host| lab.firewall(host, "delete table inet quarrel"))
+}
+
 /// Where `head` can be reached from everywhere.
 pub fn head_endpoint(lab: &Lab) -> SocketAddr {
     SocketAddr::new(lab.on("head").address(), HEAD_PORT)

@@ -281,10 +281,13 @@ impl Lab {
         for scope in ["all", "default"] {
             sysctls.push((format!("net/ipv6/conf/{scope}/{setting}"), value.to_owned()));
         }
-        let binaries = binaries::BINARIES
+        let mut binaries = binaries::BINARIES
             .iter()
             .map(|name| binaries::path(name))
             .collect::<Result<Vec<PathBuf>>>()?;
+        let own = binaries::target_directory()?;
+        binaries
+            .extend(binaries::TOOLS.map(|tool| own.join(tool)).into_iter().filter(|p| p.exists()));
         let mut shares = self.shares.clone();
         for directory in ["programs", "tools"] {
             shares.push((binaries::cache_directory(directory)?, directory.to_owned()));

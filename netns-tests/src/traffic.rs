@@ -11,13 +11,9 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::binaries::target_directory;
 use crate::clock::wait_until;
 use crate::command::{Background, Cmd};
 use crate::lab::Lab;
-
-/// Where hosts find the program, once [`share`] has been called.
-pub const PROGRAM: &str = "/run/lab/target/traffic";
 
 /// Where its servers listen; UDP also one port above, where datagrams come joined by the kernel.
 pub const PORT: u16 = 7600;
@@ -87,7 +83,7 @@ impl Stream {
 pub struct Received {
     /// Bytes, all of them right.
     pub bytes: u64,
-    /// The longest time in which nothing came.
+    /// The longest time in which nothing came, though this program ran.
     pub longest_pause: Duration,
 }
 
@@ -188,16 +184,6 @@ pub struct Channel {
     pub messages: u64,
 }
 
-/// Lets every host that is added from now on find the program.
-///
-/// # Errors
-///
-/// There is no target directory.
-pub fn share(lab: &mut Lab) -> Result<()> {
-    lab.share(target_directory()?, "target");
-    Ok(())
-}
-
 /// Starts `command`, which must run `traffic serve`, and waits until it listens.
 ///
 /// # Errors
@@ -242,7 +228,7 @@ impl Watch {
     pub fn start(lab: &Lab, host: &str, text: Option<&str>) -> Result<Self> {
         let text = text.map(|text| format!(" --text '{text}'")).unwrap_or_default();
         let mut watch =
-            lab.on(host).sh(&format!("exec {PROGRAM} watch eth0{text}")).root().spawn()?;
+            lab.on(host).sh(&format!("exec traffic watch eth0{text}")).root().spawn()?;
         watch.wait_for("ready", 30)?;
         Ok(Self(watch))
     }

@@ -165,19 +165,7 @@ fn address_changes(network: &mut Network) -> Result<()> {
 /// b and c keep each other out, so that only the master is left to them.
 fn closed_lan() -> Result<Network> {
     let lab = campus::build(Family::V4, Tun::Open, Nat::RandomPorts)?;
-    for (host, neighbour) in [("b", "192.168.1.3"), ("c", "192.168.1.2")] {
-        lab.firewall(
-            host,
-            &format!(
-                "table inet quarrel {{
-                  chain in {{ type filter hook input priority 10; ip saddr {neighbour} drop
-                  }}
-                  chain out {{ type filter hook output priority 10; ip daddr {neighbour} drop
-                  }}
-                }}"
-            ),
-        )?;
-    }
+    campus::quarrel(&lab)?;
     let mut network = Network::init(lab)?;
     network.join_all()?;
     Ok(network)
@@ -190,9 +178,7 @@ fn takes_over(network: &mut Network) -> Result<()> {
     })?;
     let mut talk = network.inside("b", "ping -i 0.05 -c 1200 -W 2 c").limit(150).spawn()?;
     talk.wait_for("icmp_seq=20 ", 30)?;
-    for host in ["b", "c"] {
-        network.lab.firewall(host, "delete table inet quarrel")?;
-    }
+    campus::make_up(&network.lab)?;
     network.wait_seen("b", "c", "direct", Duration::from_secs(55), |seen| {
         is_direct(seen.path.as_deref())
     })?;

@@ -7,7 +7,7 @@ use netns_tests::command::{Background, Cmd};
 use netns_tests::lab::{Family, Lab, Tun};
 use netns_tests::link::{self, Frames, SIDES};
 use netns_tests::network::{Network, SOON};
-use netns_tests::traffic::{self, PROGRAM};
+use netns_tests::traffic;
 
 /// Where the master listens.
 const PORT: u16 = 4242;
@@ -38,7 +38,6 @@ impl Stage {
     /// Joins both nodes with these lines in their `[node]` tables.
     pub(crate) fn join(&self, node: &str) -> Result<Pair> {
         let mut lab = Lab::new(self.family, self.tun);
-        traffic::share(&mut lab)?;
         for side in SIDES {
             lab.lone_host(side)?;
         }
@@ -71,8 +70,7 @@ impl Stage {
         network.wait_seen(a, b, "direct", SOON, |seen| {
             seen.path.as_deref().is_some_and(|path| path.starts_with("direct"))
         })?;
-        let servers =
-            SIDES.map(|side| traffic::serve(network.inside(side, &format!("{PROGRAM} serve"))));
+        let servers = SIDES.map(|side| traffic::serve(network.inside(side, "traffic serve")));
         Ok(Pair { network, _servers: servers.into_iter().collect::<Result<_>>()? })
     }
 }
@@ -92,7 +90,13 @@ impl Pair {
         options: &str,
     ) -> Result<Cmd<'_>> {
         let address = self.address(to.0, to.1)?;
-        Ok(self.network.inside(from, &format!("{PROGRAM} {part} {address} {options}")).limit(300))
+        Ok(self.network.inside(from, &format!("traffic {part} {address} {options}")).limit(300))
+    }
+
+    /// Number of a node's `serve`.
+    pub(crate) fn serve(&self, side: &str) -> Result<u32> {
+        let found = self.network.lab.on(side).sh("pgrep -f 'clusternetd( .*)? serve( |$)'").ok()?;
+        found.lines().next().and_then(|line| line.parse().ok()).context("no serve")
     }
 
     /// What both nodes have dropped and why; fails where a reason is none of `usual`, which every network has.

@@ -5,8 +5,8 @@
 
 use std::io::{BufReader, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -30,6 +30,9 @@ pub(crate) struct Options {
     /// For how long each side sends, milliseconds.
     #[arg(long, default_value_t = 3000)]
     milliseconds: u64,
+    /// Instead, until the end of standard input.
+    #[arg(long, conflicts_with = "milliseconds")]
+    until_told: bool,
     /// But no less than so many bytes.
     #[arg(long, default_value_t = 0)]
     at_least: u64,
@@ -45,7 +48,8 @@ pub(crate) struct Options {
 #[derive(Clone, Serialize, Deserialize)]
 struct Greeting {
     stream: u64,
-    milliseconds: u64,
+    /// Until the other side has said all, if none.
+    milliseconds: Option<u64>,
     at_least: u64,
     rate: u64,
     text: Option<String>,
@@ -62,16 +66,25 @@ impl Greeting {
 }
 
 pub(crate) fn run(options: &Options) -> Result<Streams> {
+    let is_over = Arc::new(AtomicBool::new(false));
+    if options.until_told {
+        let is_over = Arc::clone(&is_over);
+        std::thread::spawn(move || {
+            std::io::stdin().read_to_end(&mut Vec::new()).ok();
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
     let waiting = Arc::new(AtomicUsize::new(options.streams as usize));
     let threads = (0..options.streams).map(|stream| {
         let greeting = Greeting {
             stream: stream << 16 | u64::from(std::process::id() & 0xffff),
-            milliseconds: options.milliseconds,
+            milliseconds: (!options.until_told).then_some(options.milliseconds),
             at_least: options.at_least,
             rate: options.rate,
             text: options.text.clone(),
         };
         let (to, waiting) = (at(options.to, PORT), Arc::clone(&waiting));
+        let is_over = Arc::clone(&is_over);
         std::thread::spawn(move || -> Result<[Received; 2]> {
             let mut connection = TcpStream::connect(to).with_context(|| format!("connect {to}"))?;
             let mut line = serde_json::to_string(&greeting).context("write the greeting")?;
@@ -83,7 +96,8 @@ pub(crate) fn run(options: &Options) -> Result<Streams> {
                     tell(UNDER_WAY);
                 }
             };
-            let (here, mut reader) = exchange(connection, reader, &greeting, false, began)?;
+            let (here, mut reader) =
+                exchange(connection, reader, &greeting, Side::Client(&is_over), began)?;
             let mut there = String::new();
             reader.read_to_string(&mut there).context("read what the server received")?;
             let there = serde_json::from_str(&there)
@@ -128,10 +142,18 @@ fn answer(connection: &TcpStream) -> Result<()> {
         line.push(byte[0]);
     }
     let greeting: Greeting = serde_json::from_slice(&line).context("read the greeting")?;
-    let (received, _) = exchange(connection.try_clone()?, reader, &greeting, true, || ())?;
+    let (received, _) = exchange(connection.try_clone()?, reader, &greeting, Side::Server, || ())?;
     let report = serde_json::to_string(&received).context("write the report")?;
     let mut connection = connection;
     connection.write_all(report.as_bytes()).context("tell what came")
+}
+
+/// Who is at this end.
+#[derive(Clone, Copy)]
+enum Side<'a> {
+    /// Told when it is over, if it has not said for how long.
+    Client(&'a AtomicBool),
+    Server,
 }
 
 /// Sends and receives until both sides have said all.
@@ -139,14 +161,20 @@ fn exchange(
     connection: TcpStream,
     reader: BufReader<TcpStream>,
     greeting: &Greeting,
-    is_server: bool,
+    side: Side<'_>,
     began: impl FnOnce(),
 ) -> Result<(Received, BufReader<TcpStream>)> {
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
+    let has_received = AtomicBool::new(false);
+    let (is_over, is_server) = match side {
+        Side::Client(is_over) => (is_over, false),
+        Side::Server => (&has_received, true),
+    };
     std::thread::scope(|scope| {
-        let sender = scope.spawn(|| send(connection, greeting, &greeting.data(is_server)));
+        let sender = scope.spawn(|| send(connection, greeting, &greeting.data(is_server), is_over));
         let received = receive(reader, &greeting.data(!is_server), began);
+        has_received.store(true, Ordering::Relaxed);
         let sent = sender.join().map_err(|_| anyhow!("the sender panicked"))?;
         let received = received.context("receive")?;
         sent.context("send")?;
@@ -154,13 +182,38 @@ fn exchange(
     })
 }
 
-fn send(mut connection: TcpStream, greeting: &Greeting, data: &Stream) -> Result<()> {
+/// For how long this process has been running, and was not stopped: a machine that does something else makes no pause.
+fn running() -> Duration {
+    const TICK: Duration = Duration::from_millis(5);
+    static TICKS: AtomicU32 = AtomicU32::new(0);
+    static TICKING: Once = Once::new();
+    TICKING.call_once(|| {
+        std::thread::spawn(|| {
+            loop {
+                std::thread::sleep(TICK);
+                TICKS.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    });
+    TICK * TICKS.load(Ordering::Relaxed)
+}
+
+fn send(
+    mut connection: TcpStream,
+    greeting: &Greeting,
+    data: &Stream,
+    is_over: &AtomicBool,
+) -> Result<()> {
     let started = now();
     let (mut sent, mut number) = (0, 0_u64);
     let mut chunk = Vec::new();
     loop {
         let elapsed = started.elapsed();
-        if elapsed >= Duration::from_millis(greeting.milliseconds) && sent >= greeting.at_least {
+        let is_over = match greeting.milliseconds {
+            Some(milliseconds) => elapsed >= Duration::from_millis(milliseconds),
+            None => is_over.load(Ordering::Relaxed),
+        };
+        if is_over && sent >= greeting.at_least {
             break;
         }
         if let Some(due) = (sent * 1_000_000).checked_div(greeting.rate)
@@ -192,7 +245,7 @@ fn receive(
     let mut began = Some(began);
     let mut buffer = vec![0; MAX_CHUNK as usize];
     let mut received = Received { bytes: 0, longest_pause: Duration::ZERO };
-    let mut last = now();
+    let mut last = running();
     let mut take = |reader: &mut BufReader<TcpStream>, mut bytes: &mut [u8], place: u64| {
         while !bytes.is_empty() {
             let count = match reader.read(bytes) {
@@ -201,8 +254,8 @@ fn receive(
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error).with_context(|| format!("after {place} bytes")),
             };
-            received.longest_pause = received.longest_pause.max(last.elapsed());
-            last = now();
+            received.longest_pause = received.longest_pause.max(running() - last);
+            last = running();
             bytes = &mut bytes[count..];
         }
         Ok(())
