@@ -6,18 +6,44 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use netns_tests::binaries::cache_directory;
+use netns_tests::campus::HOSTS;
 use netns_tests::clock::wait_until;
 use netns_tests::command::Background;
 use netns_tests::harness::{Check, Suite, skip};
 use netns_tests::lab::{ANN, Family, Tun};
 use netns_tests::network::{Network, SOON};
 use netns_tests::programs::need;
+use netns_tests::traffic::{self, Datagrams, Streams};
 
 fn main() -> ExitCode {
     Suite::new()
         .group("v4", || Network::up(Family::V4, Tun::Open), checks())
         .group("v6", || Network::up(Family::V6, Tun::Open), checks())
+        .group("bulk", large_packets, bulk_checks())
         .main()
+}
+
+/// Nodes whose superpackets and packets are larger than what a plain member takes.
+fn large_packets() -> Result<Network> {
+    let mut network = Network::unjoined(Family::V4, Tun::Open)?;
+    for host in HOSTS {
+        network.tune(host, "mtu = 8920")?;
+    }
+    network.join_all()?;
+    Ok(network)
+}
+
+fn bulk_checks() -> Vec<Check<Network>> {
+    vec![
+        Check::new("bulk_flows_to_and_from_wireguard_go", |network| {
+            need(&["wireguard-go", "wg"])?;
+            bulk(network, "laptop", "wireguard-go -f")
+        }),
+        Check::new("bulk_flows_to_and_from_boringtun_cli", |network| {
+            need(&["wg"])?;
+            bulk(network, "camera", &boringtun()?)
+        }),
+    ]
 }
 
 fn checks() -> Vec<Check<Network>> {
@@ -133,10 +159,15 @@ fn wireguard_go(network: &mut Network) -> Result<()> {
 
 fn boringtun_cli(network: &mut Network) -> Result<()> {
     need(&["wg", "socat"])?;
+    is_a_member(network, "tablet", &boringtun()?)
+}
+
+/// Installs it if need be, and says how it is started.
+fn boringtun() -> Result<String> {
     // Groups run side by side, and all of them need it.
     static INSTALLING: Mutex<()> = Mutex::new(());
     let tools = cache_directory("tools")?;
-    let one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     if !tools.join("bin/boringtun-cli").exists() {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let output = Command::new(cargo)
@@ -163,12 +194,46 @@ fn boringtun_cli(network: &mut Network) -> Result<()> {
             ));
         }
     }
-    drop(one_at_a_time);
-    is_a_member(
-        network,
-        "tablet",
-        "/run/lab/tools/bin/boringtun-cli --foreground --disable-drop-privileges",
-    )
+    Ok("/run/lab/tools/bin/boringtun-cli --foreground --disable-drop-privileges".to_owned())
+}
+
+/// Every byte both ways, between a plain member and a node that is not its gateway, and the gateway itself.
+fn bulk(network: &Network, name: &str, program: &str) -> Result<()> {
+    let _daemon = bring_up(network, name, program)?;
+    let host = network.lab.on("c");
+    let mut servers = vec![traffic::serve(host.sh("exec traffic serve"))?];
+    for node in ["a", "head"] {
+        servers.push(traffic::serve(network.inside(node, "traffic serve"))?);
+        for family in [Family::V4, Family::V6] {
+            let address = network.overlay(node, family)?;
+            let ping = format!("ping -c1 -W3 {address}");
+            wait_until(&ping, SOON, || Ok(host.sh(&ping).run()?.status.success().then_some(())))?;
+            let options = "--streams 2 --milliseconds 1500 --at-least 2000000";
+            let _: Streams =
+                traffic::report(host.sh(&format!("traffic tcp {address} {options}")).limit(300))?;
+            check(traffic::report(host.sh(&format!("traffic udp {address} --milliseconds 700")))?)?;
+        }
+    }
+    // The other way round who calls is another.
+    for (node, option) in [("a", "-4"), ("head", "-6")] {
+        let database = if option == "-4" { "ahostsv4" } else { "ahostsv6" };
+        let found = network.inside_sh(node, &format!("getent {database} {name}")).ok()?;
+        let address = found.split_whitespace().next().context("no address")?;
+        let options = "--milliseconds 1000 --at-least 2000000";
+        let tcp = network.inside(node, &format!("traffic tcp {address} {options}"));
+        let _: Streams = traffic::report(tcp.limit(300))?;
+        let udp = network.inside(node, &format!("traffic udp {address} --milliseconds 700"));
+        check(traffic::report(udp)?)?;
+    }
+    Ok(())
+}
+
+fn check(datagrams: Datagrams) -> Result<()> {
+    let Datagrams { sent, arrived, .. } = datagrams;
+    ensure!(arrived.wrong == 0 && arrived.repeated == 0, "{datagrams:?}");
+    // The tunnel of a plain member takes packets one by one, and lets go of what is too much.
+    ensure!(arrived.received * 100 > sent * 60, "{datagrams:?}");
+    Ok(())
 }
 
 fn may_not_execute(network: &mut Network) -> Result<()> {
