@@ -407,7 +407,16 @@ impl Serve {
         for (host, port) in lookups {
             self.prepared.resolver.ask(host, port);
         }
-        let mut neighbours_changed = false;
+        // First: whoever hears that we are accepted looks for the names at once.
+        if events.iter().any(|event| matches!(event, Event::NeighboursChanged)) {
+            let nodes = self.prepared.core.node.neighbours();
+            tracing::debug!(nodes = nodes.len(), "the set of nodes has changed");
+            let soon = self.prepared.core.now().instant + NODES_DELAY;
+            self.cache_due = Some(self.cache_due.map_or(soon, |due| due.min(soon)));
+            for error in self.prepared.publisher.update(nodes) {
+                tracing::warn!(error = format!("{error:#}"), "the inside is out of date");
+            }
+        }
         for event in events {
             match event {
                 Event::Accepted { by, route } => {
@@ -430,7 +439,7 @@ impl Serve {
                     }
                     self.keeper.report(Progress::Refused { by, why: why.to_string() });
                 }
-                Event::NeighboursChanged => neighbours_changed = true,
+                Event::NeighboursChanged => {}
                 Event::CacheChanged => {
                     let due = self.prepared.core.now().instant + CACHE_DELAY;
                     self.cache_due.get_or_insert(due);
@@ -449,15 +458,6 @@ impl Serve {
                     let route = route.as_ref().map(tracing::field::display);
                     tracing::debug!(%peer, route, "route changed");
                 }
-            }
-        }
-        if neighbours_changed {
-            let nodes = self.prepared.core.node.neighbours();
-            tracing::debug!(nodes = nodes.len(), "the set of nodes has changed");
-            let soon = self.prepared.core.now().instant + NODES_DELAY;
-            self.cache_due = Some(self.cache_due.map_or(soon, |due| due.min(soon)));
-            for error in self.prepared.publisher.update(nodes) {
-                tracing::warn!(error = format!("{error:#}"), "the inside is out of date");
             }
         }
         Ok(())
