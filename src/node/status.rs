@@ -108,7 +108,10 @@ impl Node {
         };
         let is_ready = contact.is_ready();
         let suites = contact.channel.as_ref().map(|_| self.suites.choose(contact.trust.suites));
+        // Somebody here may go on asking for it.
+        let has_left = announcement.is_some_and(|announcement| announcement.leaving);
         let state = match (is_ready, suites) {
+            (false, _) if has_left => "left",
             (false, _) => "connecting",
             (true, Some(None)) => "no cipher in common",
             (true, Some(Some(_)) | None) => "connected",
