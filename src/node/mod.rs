@@ -97,7 +97,8 @@ const CLOCK_LEAP: Duration = Duration::from_secs(60);
 /// How often the roster is purged, the announcements that were held back are released, and allocations expire.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
-/// Certificates of a page that came are judged so much later, with those of the pages behind it: judging looks at everybody.
+/// Certificates of a page that came are judged with those of the pages behind it, so much later if these stay away: judging looks
+/// at everybody.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// How long to sleep when nothing at all is due.

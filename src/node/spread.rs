@@ -282,6 +282,8 @@ impl Node {
             repeat
         });
         if is_complete {
+            // No page is to come: somebody may wait for the names in this one.
+            self.settle(now);
             self.tell(key, now);
         }
     }
