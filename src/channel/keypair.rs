@@ -196,11 +196,15 @@ impl Keypair {
     }
 
     /// Whether messages with these counters may be opened: the window under its own short lock, once a batch. Writes the
-    /// verdicts beside the counters.
+    /// verdicts beside the counters. No honest sender reaches [`REJECT_AFTER_MESSAGES`].
     pub fn check(&self, counters: &mut [(u64, Result<(), KeyError>)]) {
         let window = self.window.lock().expect("nobody panics while holding it");
         for (counter, verdict) in counters {
-            *verdict = window.check(*counter).map_err(KeyError::Replay);
+            *verdict = if *counter < REJECT_AFTER_MESSAGES {
+                window.check(*counter).map_err(KeyError::Replay)
+            } else {
+                Err(KeyError::Dead)
+            };
         }
     }
 
@@ -317,6 +321,17 @@ mod tests {
         let (a, _, now) = pair(Suite::Aes256Gcm);
         a.kill();
         assert_eq!(a.reserve(1, now), Err(KeyError::Dead));
+    }
+
+    #[test]
+    fn a_counter_that_no_sender_may_reach_is_refused() {
+        let (a, _, _) = pair(Suite::Aes256Gcm);
+        let mut batch = [(u64::MAX, Ok(())), (1 << 32, Ok(())), ((1 << 32) - 1, Ok(()))];
+        a.check(&mut batch);
+        assert_eq!(
+            batch.map(|(_, verdict)| verdict),
+            [Err(KeyError::Dead), Err(KeyError::Dead), Ok(())]
+        );
     }
 
     #[test]
