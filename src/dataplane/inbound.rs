@@ -206,6 +206,9 @@ impl Inbound {
     /// Ends the batch: delivers what is left of it, and wakes control if there is anything for it.
     pub fn finish(&mut self, context: &Context<'_>, punts: &mut Sender, sink: &mut impl Sink) {
         self.joiner.finish(&self.arena, &mut deliver(context, &mut self.exit, sink));
+        for _ in 0..self.joiner.take_malformed() {
+            context.counters.count(DropReason::PeerMalformed);
+        }
         self.flush(context, sink);
         self.used = 0;
         let mut rest = self.exit.transit_bytes.as_slice();

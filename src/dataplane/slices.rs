@@ -199,6 +199,8 @@ pub struct Joiner {
     held: VecDeque<Held>,
     held_bytes: usize,
     spare_bytes: Vec<Vec<u8>>,
+    /// Packets whose beginning is not what their kind says.
+    malformed: u64,
 }
 
 impl Default for Joiner {
@@ -210,6 +212,7 @@ impl Default for Joiner {
             held: VecDeque::with_capacity(MAX_HELD),
             held_bytes: 0,
             spare_bytes: Vec::with_capacity(MAX_SPARE),
+            malformed: 0,
         }
     }
 }
@@ -286,6 +289,11 @@ impl Joiner {
         }
     }
 
+    /// How many packets have been dropped since the last time because they are not what their kind says.
+    pub fn take_malformed(&mut self) -> u64 {
+        std::mem::take(&mut self.malformed)
+    }
+
     fn known(&self, base: Base) -> Option<&Known> {
         // The newest are looked for most.
         self.known.iter().rev().find(|known| known.base == base)
@@ -344,7 +352,10 @@ impl Joiner {
     ) -> usize {
         let len = pieces.len();
         if part.is_front() {
-            let Some(mut headers) = headers_of(part.kind, pieces.list()[0]) else { return 0 };
+            let Some(mut headers) = headers_of(part.kind, pieces.list()[0]) else {
+                self.malformed += 1;
+                return 0;
+            };
             if part.is_whole() {
                 pieces.skip_front(headers.len);
                 deliver(Joined {
