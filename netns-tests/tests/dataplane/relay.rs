@@ -87,7 +87,7 @@ fn taken_over(parted: &mut Parted) -> Result<()> {
     running.end_of_file();
     let streams: Streams = traffic::finished(running, SOON * 6)?;
     ensure!(streams.longest_pause() < STALL, "{streams:?}");
-    ensure!(streams.bytes() > 10_000_000, "{streams:?}");
+    ensure!(streams.bytes() > 1_000_000, "{streams:?}");
     // As fast as it goes, on the path that it has now.
     let options = "--streams 2 --milliseconds 1000 --at-least 8000000";
     let _: Streams = traffic::report(parted.traffic("tcp", Family::V6, options)?)?;
