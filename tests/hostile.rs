@@ -2,9 +2,7 @@
 //! is that member's own.
 #![expect(clippy::disallowed_methods, reason = "any instant will do")]
 
-mod ends;
 mod forge;
-mod packets;
 
 use std::time::Instant;
 
@@ -16,9 +14,13 @@ use clusternet::{
     },
     wire::{channel::MAX_SLICES, superpacket::VirtioHeader},
 };
-use ends::{Delivered, End, endpoint, ends, from_1_to_2};
-use forge::{Forger, is_from_1_to_2, place, seal};
-use packets::Recipe;
+use forge::{
+    Forger,
+    ends::{self, Delivered, End, endpoint, ends, from_1_to_2},
+    is_from_1_to_2,
+    packets::Recipe,
+    place, seal,
+};
 
 fn pair() -> [End; 2] {
     ends(Suite::Aes256Gcm, None, Instant::now())

@@ -1,15 +1,17 @@
 //! What a member with valid keys may send who keeps to no rule: texts under right seals that contradict themselves and each other.
 #![allow(dead_code, unreachable_pub, reason = "each user takes its part")]
 
+#[path = "../ends/mod.rs"]
+pub mod ends;
+#[path = "../packets/mod.rs"]
+pub mod packets;
+
 use clusternet::{
     channel::keypair::{Keypairs, TAG},
     wire::channel::{HEADER, Header, PLACE},
 };
-
-use super::{
-    ends::{address, addresses},
-    packets::{CWR, FIN, PSH, Recipe, payload},
-};
+use ends::{address, addresses};
+use packets::{CWR, FIN, PSH, Recipe, payload};
 
 /// Numbers that look random; the same seed, the same numbers.
 pub struct Dice(u64);

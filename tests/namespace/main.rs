@@ -7,11 +7,14 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test program")]
 
 mod desk;
+#[path = "../forge/mod.rs"]
+mod forge;
 mod node;
 mod packets;
 mod people;
 mod processes;
 mod refusals;
+mod superpackets;
 
 use std::{fs, process::ExitCode};
 
@@ -51,6 +54,12 @@ const TESTS: &[Test] = &[
     ("the_host_is_left_as_it_was", Nothing, node::host_untouched),
     ("packets_cross_a_tun_with_right_checksums", Nothing, || packets::packets(Tun::Open)),
     ("packets_cross_a_packet_socket_likewise", Nothing, || packets::packets(Tun::Closed)),
+    ("tcp_superpackets_cross_a_tun_whole", Nothing, || superpackets::tcp(Tun::Open)),
+    ("tcp_superpackets_cross_a_packet_socket_whole", Nothing, || superpackets::tcp(Tun::Closed)),
+    ("udp_superpackets_cross_a_tun_whole", Nothing, || superpackets::udp(Tun::Open)),
+    ("udp_superpackets_cross_a_packet_socket_whole", Nothing, || superpackets::udp(Tun::Closed)),
+    ("a_tun_takes_all_that_is_left_of_a_forgers_work", Nothing, || superpackets::forged(Tun::Open)),
+    ("a_packet_socket_takes_it_likewise", Nothing, || superpackets::forged(Tun::Closed)),
     ("a_datagram_larger_than_the_link_travels_in_fragments", Root, packets::fragments),
     ("a_local_firewall_is_an_outcome_of_sending", Root, packets::firewall),
     ("another_user_cannot_enter_even_with_the_descriptors", Root, people::strangers),
